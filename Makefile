@@ -1,0 +1,42 @@
+# make retrain DATA=flowers    folders of labelled photos → a classifier
+# make test                    lint, types, layers and all tests
+# make install                 only the set-up that the first does too
+# make clean                   remove the virtual environment
+
+DATA ?= flowers
+# More parameters of the task, e.g. ARGS="--learning-rate 0.1"
+ARGS ?=
+
+VENV := .venv
+# The first Python that TensorFlow has a package for.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: retrain test install clean
+
+retrain: $(VENV)/installed
+	@$(VENV)/bin/luigi --module pipeline Export --data '$(DATA)' $(ARGS)
+
+test: $(VENV)/installed-test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
+	$(VENV)/bin/pytest
+
+install: $(VENV)/installed
+
+clean:
+	rm -rf $(VENV) .luigi
+
+$(VENV)/installed: setup.cfg pyproject.toml
+	@test -n "$(PYTHON)" || { echo 'error: Python 3.10, 3.11, 3.12 or 3.13 is needed; name one with PYTHON=/path/to/python3.12' >&2; exit 30; }
+	@echo 'installing into $(VENV) (once; about 2 GB)' >&2
+	@$(PYTHON) -m venv $(VENV)
+	@$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	@$(INSTALL) --editable '.[test]'
+	@touch $@

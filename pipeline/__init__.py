@@ -1,0 +1,16 @@
+"""A transfer-learning retraining pipeline: folders of labelled photos and a pretrained network become a classifier.
+
+``luigi --module pipeline Export --data flowers`` runs it. Nothing slow is imported here, TensorFlow least of all.
+"""
+
+from pipeline.tasks import (
+    ComputeBottlenecks,
+    DownloadModel,
+    Export,
+    ExportGraph,
+    FetchImages,
+    IndexImages,
+    TrainFinalLayer,
+)
+
+__all__ = ["ComputeBottlenecks", "DownloadModel", "Export", "ExportGraph", "FetchImages", "IndexImages", "TrainFinalLayer"]

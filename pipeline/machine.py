@@ -1,0 +1,45 @@
+"""What this process may use of the machine."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def usable_cores() -> int:
+    """How many cores this process may use: its affinity, and the quota of its cgroup where a container sets one."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        cores = os.cpu_count() or 1
+    return max(1, math.ceil(min(cores, _cgroup_quota(Path("/sys/fs/cgroup")))))
+
+
+def _cgroup_quota(root: Path) -> float:
+    """CPUs that the cgroup's quota amounts to; infinity without one."""
+    try:
+        quota, period = (root / "cpu.max").read_text().split()  # version 2
+    except (OSError, ValueError):
+        try:
+            quota = (root / "cpu/cpu.cfs_quota_us").read_text().strip()  # version 1
+            period = (root / "cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return math.inf
+    return math.inf if quota in ("max", "-1") else int(quota) / int(period)
+
+
+def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """``map`` with a thread per usable core, in order, looking ahead by a few items only, so that memory stays flat."""
+    threads = usable_cores()
+    remaining = iter(items)
+    with ThreadPoolExecutor(threads) as pool:
+        while window := list(islice(remaining, 64 * threads)):
+            yield from pool.map(function, window)

@@ -1,0 +1,82 @@
+"""Use an exported classifier on photos.
+
+classifier = load(Path("exports/flowers/latest"))
+for prediction in classifier.predict(paths):
+    print(prediction.path, prediction.scores[0].label)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import backbones, bottlenecks, export, files, images
+from pipeline.bottlenecks import Network
+from pipeline.errors import BadImage, UserError
+from pipeline.machine import map_in_threads
+
+
+@dataclass(frozen=True)
+class Score:
+    """A label and its probability, 0..1."""
+
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a classifier says of one photo: all labels, the most probable first, or the problem with the photo."""
+
+    path: Path
+    scores: tuple[Score, ...] = ()
+    problem: str = ""
+
+
+class Classifier:
+    """A network with its labels, loaded: encoded image → a probability for each label."""
+
+    def __init__(self, network: Network, labels: list[str]) -> None:
+        self._network = network
+        self.labels = labels
+
+    def predict(self, paths: Iterable[Path]) -> Iterator[Prediction]:
+        """Name photos, in order, on all cores. A photo that cannot be read is a row with its problem."""
+        return map_in_threads(self._predict_one, paths)
+
+    def _predict_one(self, path: Path) -> Prediction:
+        try:
+            probabilities = self._network(images.readable_bytes(path.read_bytes()))
+        except OSError as error:
+            return Prediction(path, problem=f"cannot be read: {error.strerror}")
+        except BadImage as error:
+            return Prediction(path, problem=str(error))
+        scores = (Score(label, float(p)) for label, p in zip(self.labels, probabilities))
+        return Prediction(path, tuple(sorted(scores, key=lambda score: -score.probability)))
+
+
+def load(folder: Path) -> Classifier:
+    """Load the export in ``folder``; a pointer like ``latest`` is resolved once.
+
+    Raises UserError where the export is incomplete.
+    """
+    folder = folder.resolve()
+    try:
+        manifest = files.read_json(folder / files.MANIFEST)
+        if files.sha256_file(folder / export.GRAPH) != manifest["graph_sha256"]:
+            raise ValueError(f"{export.GRAPH} is not the file that the manifest speaks of")
+        labels = (folder / export.LABELS).read_text(encoding="utf-8").split("\n")[:-1]
+        network = export.load_network(folder / export.GRAPH, manifest["output"]["tensor"].partition(":")[0])
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder} is not a whole export ({error}); name another one, or make it again") from error
+    return Classifier(network, labels)
+
+
+def load_pretrained(folder: Path) -> Classifier:
+    """Load the backbone in ``folder`` as a classifier of the classes that it was trained on.
+
+    Raises UserError where it has no classifier, or its classes have no names.
+    """
+    labels = backbones.class_names(folder)
+    return Classifier(bottlenecks.load_network(folder, backbones.SOFTMAX), labels)

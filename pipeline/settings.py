@@ -1,0 +1,259 @@
+"""Settings: where the project lies, its paths, and the profiles of its data sets.
+
+Command line beats profile beats luigi.cfg beats default. A profile is ``configs/<data>.cfg``, found by the name of the
+data set however the run was started:
+
+    [Export]   values for the parameters of the task Export
+    [images]   where the photos come from (``ImageSource``)
+    [paths]    image_dir, exports, output_graph, output_labels for this data set alone
+"""
+
+from __future__ import annotations
+
+import configparser
+import dataclasses
+import difflib
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import luigi
+from luigi.configuration import get_config
+
+from pipeline.errors import UserError
+
+PROFILES = "configs"
+DATA_NAME = r"\w([\w. -]*\w)?"
+DATA_NAME_IN_WORDS = "letters, digits, '-', '_', '.' and spaces"
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where things lie. Relative paths in ``[paths]`` start at the project's folder."""
+
+    store: Path
+    image_dir: Path
+    model_dir: Path
+    bottleneck_dir: Path
+    exports: Path
+    output_graph: Path | None
+    output_labels: Path | None
+
+    def run(self, family: str, key: str) -> Path:
+        return self.store / "runs" / family / key
+
+    def work(self, family: str, key: str) -> Path:
+        return self.store / "work" / family / key
+
+    def snapshot(self, data: str, snapshot: str) -> Path:
+        return self.store / "snapshots" / f"{data}-{snapshot}.csv"
+
+    def scan(self, data: str) -> Path:
+        return self.store / "scans" / f"{data}.csv"
+
+    def fallback(self, data: str) -> Path:
+        return self.store / "fallbacks" / f"{data}.json"
+
+
+_DEFAULT_PATHS = {
+    "store": "store",
+    "image_dir": "data",
+    "model_dir": "{store}/models",
+    "bottleneck_dir": "{store}/vectors",
+    "exports": "exports",
+    "output_graph": "",
+    "output_labels": "",
+}
+_PATHS_OF_A_PROFILE = ("image_dir", "exports", "output_graph", "output_labels")
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Where the photos of a data set come from when their folder is not there.
+
+    Attributes:
+        url, sha256, bytes: an archive with a folder per class, what it hashes to, and its size.
+        licence: of the photos.
+        fallback: the data set that is used while the archive's host cannot be reached.
+        draw_per_class, draw_seed: pictures of flowers to draw, of each kind, and the seed of the drawing.
+    """
+
+    url: str = ""
+    sha256: str = ""
+    bytes: int = 0
+    licence: str = ""
+    fallback: str = ""
+    draw_per_class: int = 0
+    draw_seed: int = 0
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What ``configs/<data>.cfg`` says; ``file`` is None where there is none."""
+
+    file: Path | None
+    export: dict[str, str]
+    images: ImageSource
+    paths: dict[str, str]
+
+
+def project() -> Path:
+    """The project's folder: the one whose ``luigi.cfg`` was read. Raises UserError outside a project."""
+    candidates = [Path("luigi.cfg"), *(Path(name) for name in os.environ.get("LUIGI_CONFIG_PATH", "").split(":") if name)]
+    for candidate in candidates:
+        if candidate.name == "luigi.cfg" and candidate.is_file() and get_config().has_section("paths"):
+            return candidate.resolve().parent
+    raise UserError(
+        f"no luigi.cfg with a section [paths] in {Path.cwd()}; start from the project's folder, or name its luigi.cfg in LUIGI_CONFIG_PATH"
+    )
+
+
+def paths(data: str | None = None) -> Paths:
+    """The paths of the project, with what the profile of ``data`` moves."""
+    root = project()
+    config = get_config()
+    given = {key.replace("-", "_"): config.get("paths", key) for key in config.options("paths")}
+    refuse_unknown(given, _DEFAULT_PATHS, "[paths] of luigi.cfg")
+    texts = {**_DEFAULT_PATHS, **given, **(profile(data).paths if data else {})}
+
+    def resolved(name: str) -> Path:
+        return root / Path(texts[name].replace("{store}", texts["store"])).expanduser()
+
+    optional = {name: resolved(name) if texts[name] else None for name in ("output_graph", "output_labels")}
+    return Paths(**{name: resolved(name) for name in _DEFAULT_PATHS if name not in optional}, **optional)  # type: ignore[arg-type]
+
+
+def profile(data: str) -> Profile:
+    """The profile of a data set. Raises UserError for a name that cannot be one, or an unknown section or key."""
+    if not re.fullmatch(DATA_NAME, data):
+        raise UserError(f"data = {data!r} cannot name a data set, {DATA_NAME_IN_WORDS} can; for a folder elsewhere use --images PATH")
+    file = project() / PROFILES / f"{data}.cfg"
+    if not file.is_file():
+        return Profile(None, {}, ImageSource(), {})
+    parser = configparser.ConfigParser()
+    try:
+        parser.read_string(file.read_text(encoding="utf-8-sig"), source=str(file))
+        sections = {name: {key.replace("-", "_"): value for key, value in parser.items(name)} for name in parser.sections()}
+    except configparser.MissingSectionHeaderError:
+        raise UserError(f"{file} begins without a section; put [Export] above the settings") from None
+    except configparser.InterpolationError as error:
+        raise UserError(f"{file}: {' '.join(str(error).split())}; a % is written %%") from None
+    except (configparser.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
+    refuse_unknown(sections, ("Export", "images", "paths"), str(file))
+    refuse_unknown(sections.get("paths", {}), _PATHS_OF_A_PROFILE, f"[paths] of {file}")
+    return Profile(file, sections.get("Export", {}), _image_source(sections.get("images", {}), file), sections.get("paths", {}))
+
+
+def _image_source(texts: dict[str, str], file: Path) -> ImageSource:
+    fields = {field.name: field for field in dataclasses.fields(ImageSource)}
+    refuse_unknown(texts, fields, f"[images] of {file}")
+    values: dict[str, Any] = dict(texts)
+    for name, text in texts.items():
+        if isinstance(fields[name].default, int):
+            if not text.isdigit():
+                raise UserError(f"{name} = {text!r} in [images] of {file}: a whole number is wanted")
+            values[name] = int(text)
+    source = ImageSource(**values)
+    if source.url and not (source.sha256 and source.bytes):
+        raise UserError(f"[images] of {file} has a url but not its sha256 and bytes; both are needed to know the right archive")
+    return source
+
+
+def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Raise UserError for a name in ``given`` that is not in ``known``, with the nearest one."""
+    known = list(known)
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"is {near[0]} meant?" if near else f"known are: {', '.join(known)}"
+            raise UserError(f"{name!r} is unknown in {where}; {hint}")
+
+
+# --- Parameters that say what is wrong with a value -----------------------------------------------------------------
+
+
+class Checked(luigi.Parameter[Any]):
+    """A parameter that takes a text it cannot use as it is, for ``check`` to refuse in one line.
+
+    Luigi would end in a traceback while it parses, and does not look at values given in Python at all.
+    """
+
+    def __init__(self, convert: Callable[[str], Any], allows: Callable[[Any], bool], allowed: str, **kwargs: Any) -> None:
+        default = kwargs.get("default")
+        if "description" in kwargs:
+            words = f"{allowed}; {'not set' if default is None else default} by default"
+            kwargs["description"] += f" ({words})".replace("%", "%%")
+        super().__init__(positional=False, **kwargs)
+        self._convert, self._allows, self._allowed = convert, allows, allowed
+
+    def parse(self, x: str) -> Any:
+        try:
+            return self._convert(x)
+        except ValueError:
+            return x
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise UserError unless ``value`` is allowed."""
+        if not self._allows(value):
+            raise UserError(f"{name} = {value}: {self._allowed} is allowed")
+
+
+def number(low: float, high: float, **kwargs: Any) -> Checked:
+    """A parameter that is a number from ``low`` to ``high``, both included; or None, if that is its default."""
+    optional = "default" in kwargs and kwargs["default"] is None
+
+    def convert(text: str) -> float | None:
+        return None if optional and text in ("", "None") else float(text)
+
+    def allows(value: Any) -> bool:
+        if value is None:
+            return optional
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
+    return Checked(convert, allows, f"a number from {low:g} to {high:g}", **kwargs)
+
+
+def whole_number(low: int, high: int, **kwargs: Any) -> Checked:
+    """A parameter that is a whole number from ``low`` to ``high``, both included."""
+
+    def allows(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+    return Checked(int, allows, f"a whole number from {low} to {high}", **kwargs)
+
+
+def switch(**kwargs: Any) -> Checked:
+    """A parameter that is ``true`` or ``false``."""
+    return Checked(_to_bool, lambda value: isinstance(value, bool), "true or false", **kwargs)
+
+
+def _to_bool(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"
+
+
+def text(pattern: str, allowed: str, **kwargs: Any) -> Checked:
+    """A parameter that is a text which matches ``pattern`` as a whole."""
+    return Checked(str, lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None, allowed, **kwargs)
+
+
+def check_parameters(task: luigi.Task) -> None:
+    """Raise UserError for the first parameter of ``task`` whose value is not allowed."""
+    for name, parameter in task.get_params():
+        if isinstance(parameter, Checked):
+            parameter.check(name, getattr(task, name))
+
+
+def check_configuration(known: Iterable[str], families: Iterable[str]) -> None:
+    """Raise UserError for what luigi.cfg sets in vain: an unknown key of [Export], or a section of another task."""
+    config = get_config()
+    if config.has_section("Export"):
+        refuse_unknown((key.replace("-", "_") for key in config.options("Export")), known, "[Export] of luigi.cfg")
+    for family in families:
+        if family != "Export" and config.has_section(family):
+            raise UserError(f"[{family}] in luigi.cfg has no effect; every setting belongs into [Export]")

@@ -1,0 +1,76 @@
+"""The one door to TensorFlow: its graphs, sessions and Savers (``tensorflow.compat.v1``), without its chatter.
+
+Importing this module costs seconds, so nothing that Luigi imports may import it at the top; ``tests/test_house.py`` sees to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep back what is written to stderr, by C++ code too; show it where the block fails."""
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held_back:
+        os.dup2(held_back.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held_back.seek(0)
+            os.write(kept, held_back.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+# TensorFlow heeds the level only once its logging is set up; before that, while it loads and looks for a GPU, nothing
+# but a closed ear helps. So it looks for the GPU here and not at the first session.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+with _hushed():
+    import tensorflow as tf2
+    import tensorflow.compat.v1 as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    tf.config.experimental.list_physical_devices("GPU")
+
+__all__ = ["control_flow_v1", "convert_variables_to_constants_v2", "session", "tf", "tf2"]
+
+tf.logging.set_verbosity(tf.logging.ERROR)
+# TensorFlow warns that its own v1 calls are old. They are what this project is about.
+warnings.filterwarnings("ignore", module=r"tensorflow\..*")
+
+
+def session(threads: int) -> tf.Session:
+    """A session on the default graph whose ops run on one thread each, ``threads`` ops at a time.
+
+    Many single-threaded photos at once are faster on a CPU than one photo spread over the cores. The pool of threads
+    inside an op belongs to the process: the first session's setting wins, hence one place that sets it. With one thread
+    in it, no sum depends on the number of cores. GPU memory is taken as needed.
+    """
+    config = tf.ConfigProto(intra_op_parallelism_threads=1, inter_op_parallelism_threads=threads)
+    config.gpu_options.allow_growth = True
+    return tf.Session(config=config)
+
+
+@contextlib.contextmanager
+def control_flow_v1() -> Iterator[None]:
+    """Build loops as plain nodes.
+
+    The functions that control flow v2 makes carry a counter of the process in their names, so that two exports of one
+    model would differ in their bytes.
+    """
+    was_v2 = tf.control_flow_v2_enabled()
+    tf.disable_control_flow_v2()
+    try:
+        yield
+    finally:
+        if was_v2:
+            tf.enable_control_flow_v2()

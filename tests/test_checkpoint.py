@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.checkpoint import Checkpoints
+from pipeline.tensorflow_v1 import session, tf
+
+
+@contextmanager
+def counter(folder: Path, **options: Any) -> Iterator[tuple[Checkpoints, tf.Session, tf.Variable]]:
+    """A fresh process's view of ``folder``: a graph with one variable, its Saver, a session."""
+    with tf.Graph().as_default(), session(threads=1) as running:
+        value = tf.get_variable("value", [], tf.int64, tf.zeros_initializer(), use_resource=True)
+        running.run(tf.global_variables_initializer())
+        yield Checkpoints(folder, "x.ckpt", **options), running, value
+
+
+def save(folder: Path, *steps: int, **options: Any) -> None:
+    with counter(folder, **options) as (checkpoints, running, value):
+        checkpoints.restore(running)
+        for step in steps:
+            running.run(value.assign(step))
+            checkpoints.save(running, step)
+
+
+def restored(folder: Path, **options: Any) -> tuple[int | None, int]:
+    """The step that a fresh process restores, and the value that the variable then has."""
+    with counter(folder, **options) as (checkpoints, running, value):
+        return checkpoints.restore(running), int(running.run(value))
+
+
+def steps_in(folder: Path, ending: str = ".index") -> list[int]:
+    return sorted(int(path.name.removeprefix("x.ckpt-").removesuffix(ending)) for path in folder.glob(f"x.ckpt-*{ending}"))
+
+
+def test_nothing_to_restore(tmp_path: Path) -> None:
+    assert restored(tmp_path) == (None, 0)
+
+
+def test_the_newest_comes_back_also_after_the_folder_was_moved(tmp_path: Path) -> None:
+    save(tmp_path / "here", 10, 20)
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert restored(tmp_path / "there") == (20, 20)
+    assert tf.train.latest_checkpoint(str(tmp_path / "there")) == str(tmp_path / "there" / "x.ckpt-20")
+
+
+def test_max_to_keep_holds_over_restarts(tmp_path: Path) -> None:
+    for first in range(1, 30, 3):
+        save(tmp_path, first, first + 1, first + 2, max_to_keep=2)
+    assert steps_in(tmp_path) == steps_in(tmp_path, ".meta") == [29, 30]
+
+
+def test_every_hour_one_is_kept_for_good_over_restarts(tmp_path: Path) -> None:
+    # Next to no hour: each checkpoint is due to be kept.
+    options = {"max_to_keep": 1, "keep_checkpoint_every_n_hours": 1e-9}
+    save(tmp_path, 1, 2, 3, **options)
+    assert steps_in(tmp_path) == [1, 2, 3]
+    assert restored(tmp_path, **options) == (3, 3)
+    assert steps_in(tmp_path) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "no data", "no index"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, damage: str) -> None:
+    save(tmp_path, 10, 20)
+    data, index = tmp_path / "x.ckpt-20.data-00000-of-00001", tmp_path / "x.ckpt-20.index"
+    if damage == "cut":
+        data.write_bytes(data.read_bytes()[:3])
+    elif damage == "flip":
+        data.write_bytes(bytes(255 - byte for byte in data.read_bytes()))
+    elif damage == "no data":
+        data.unlink()
+    else:
+        index.unlink()
+    assert restored(tmp_path) == (10, 10)
+    assert steps_in(tmp_path, ".meta") == [10]  # the damaged one is swept away
+    save(tmp_path, 20)
+    assert restored(tmp_path) == (20, 20)
+
+
+def test_what_a_kill_left_half_written_is_swept(tmp_path: Path) -> None:
+    save(tmp_path, 10)
+    for name in ("x.ckpt-20.data-00000-of-00001.tempstate123", "x.ckpt-20.index.tempstate123", "x.ckpt-20.meta"):
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / "somebody-elses").write_text("stays")
+    assert restored(tmp_path) == (10, 10)
+    assert not list(tmp_path.glob("x.ckpt-20*"))
+    assert (tmp_path / "somebody-elses").exists()
+
+
+def test_the_meta_graph_is_there_before_the_checkpoint_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with counter(tmp_path) as (checkpoints, running, _):
+
+        def killed(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(checkpoints._saver, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.save(running, 10)
+    assert steps_in(tmp_path, ".meta") == [10]
+    assert tf.train.latest_checkpoint(str(tmp_path)) is None
+
+
+def test_which_variables_and_whether_a_meta_graph(tmp_path: Path) -> None:
+    with tf.Graph().as_default(), session(threads=1) as running:
+        kept = tf.get_variable("kept", [], use_resource=True)
+        tf.get_variable("left_out", [], use_resource=True)
+        running.run(tf.global_variables_initializer())
+        Checkpoints(tmp_path, "x.ckpt", variables=[kept], write_meta_graph=False).save(running, 1)
+    names = [name for name, _ in tf.train.list_variables(str(tmp_path / "x.ckpt-1"))]
+    assert names == ["kept"]
+    assert steps_in(tmp_path, ".meta") == []
+
+
+def test_import_meta_graph_brings_it_back(tmp_path: Path) -> None:
+    save(tmp_path, 7)
+    shutil.copytree(tmp_path, tmp_path / "copy", ignore=shutil.ignore_patterns("copy"))
+    latest = tf.train.latest_checkpoint(str(tmp_path / "copy"))
+    with tf.Graph().as_default(), tf.Session() as running:
+        tf.train.import_meta_graph(latest + ".meta").restore(running, latest)
+        assert running.run(tf.global_variables()) == [7]

@@ -1,0 +1,66 @@
+"""``python -m pipeline``, as a person types it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Project, make_photos
+
+from pipeline.__main__ import main
+
+
+def test_predict_prints_labels_and_probabilities(finished: Project, tmp_path: Path) -> None:
+    make_photos(tmp_path, 2)
+    done = finished.pipeline("predict", "colours", str(tmp_path / "red"), str(tmp_path / "blue/000.png"), "--top-k", "2")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith(f"{tmp_path}/red/000.png: red ")
+    assert lines[2].startswith(f"{tmp_path}/blue/000.png: blue ")
+    assert all(line.count("%") == 2 for line in lines)
+
+
+def test_predict_takes_an_export_from_outside_a_project(
+    finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_photos(tmp_path, 1, ("green",))
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", str(finished.live("colours")), "green/000.png"]) == 0
+    assert capsys.readouterr().out.startswith("green/000.png: green ")
+    assert main(["predict", "colours", "green/000.png"]) == 30
+
+
+def test_a_photo_that_cannot_be_read_shows_in_the_exit_code(finished: Project, tmp_path: Path) -> None:
+    make_photos(tmp_path, 1, ("red",))
+    (tmp_path / "page.jpg").write_text("<html>")
+    done = finished.pipeline("predict", "colours", str(tmp_path / "page.jpg"), str(tmp_path / "red/000.png"))
+    assert done.returncode == 30
+    assert done.stdout.startswith(f"{tmp_path}/red/000.png: red ")
+    assert done.stderr.splitlines() == [
+        f"error: {tmp_path}/page.jpg: not an image that is read here (an HTML page)",
+        "error: 1 of 2 photos could not be read",
+    ]
+
+
+def test_a_reader_that_goes_away_is_no_error(finished: Project, tmp_path: Path) -> None:
+    make_photos(tmp_path, 30, ("red",))
+    command = f"{sys.executable} -m pipeline predict colours {tmp_path} | head -1"
+    done = finished.run(["sh", "-c", command])
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["colors", "x.jpg"], "error: 'colors' is neither the folder of an export nor a data set that has one; published are: colours\n"),
+        (["colours", "x.jpg"], "error: there is no file or folder x.jpg; name photos, or folders that hold some\n"),
+        (["colours", "x.jpg", "--top-k", "0"], "error: --top-k = 0: 1 or more is allowed\n"),
+    ],
+)
+def test_a_mistake_is_one_line(finished: Project, arguments: list[str], message: str) -> None:
+    done = finished.pipeline("predict", *arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (30, "", message)

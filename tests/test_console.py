@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import pytest
+
+from pipeline import console
+
+
+def test_without_a_terminal_progress_is_a_line_every_ten_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    now = 0.0
+    with console.progress("Caching", "photos", clock=lambda: now) as report:
+        for done in range(1, 101):
+            now += 0.25
+            report(done, 100)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["Caching: 40 of 100 photos, 00:15 left", "Caching: 80 of 100 photos, 00:05 left"]
+
+
+def test_what_an_earlier_run_had_done_does_not_count_for_the_speed(capsys: pytest.CaptureFixture[str]) -> None:
+    now = 0.0
+    with console.progress("Caching", "photos", clock=lambda: now) as report:
+        report(900, 1000)
+        now = 10.0
+        report(950, 1000)
+    assert capsys.readouterr().err == "Caching: 950 of 1000 photos, 00:10 left\n"
+
+
+def test_bytes_are_shown_in_units(capsys: pytest.CaptureFixture[str]) -> None:
+    now = 0.0
+    with console.progress("Fetching", "B", clock=lambda: now) as report:
+        now = 20.0
+        report(114_000_000, 228_000_000)
+    assert capsys.readouterr().err == "Fetching: 114MB of 228MB, 00:20 left\n"
+
+
+def test_results_go_to_stdout_and_the_rest_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    console.say("result")
+    console.warn("careful")
+    console.complain("wrong")
+    assert capsys.readouterr() == ("result\n", "warning: careful\nerror: wrong\n")

@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import make_photos
+
+from pipeline import dataset
+from pipeline.dataset import Memory, Photo
+from pipeline.errors import DataMissing, UserError
+
+DEFAULTS = {"testing_percentage": 10, "validation_percentage": 10, "seed": 0, "unreadable_limit": 20}
+
+
+def photo(path: str, content: str | None = None) -> Photo:
+    return Photo(path, path.partition("/")[0], sha256=content or f"hash of {path}", bytes=1)
+
+
+def many(label: str, count: int) -> list[Photo]:
+    return [photo(f"{label}/{i}.jpg") for i in range(count)]
+
+
+def splits_of(photos: list[Photo], **changes: float) -> dict[str, str]:
+    options = {"testing_percentage": 10, "validation_percentage": 10, "seed": 0, **changes}
+    return {p.path: p.split for p in dataset.split(photos, **options)}  # type: ignore[arg-type]
+
+
+# --- Scan -----------------------------------------------------------------------------------------------------------
+
+
+def scan(folder: Path, memory: Path | None = None) -> list[Photo]:
+    return dataset.scan(folder, Memory(memory or folder.parent / "memory.csv"))
+
+
+def test_labels_are_the_folder_names_as_they_are(tmp_path: Path) -> None:
+    labels = ("Oak Tree", "oak tree", "oak_tree", "花", "naïve")
+    make_photos(tmp_path / "photos", 1, labels)
+    assert {p.label for p in scan(tmp_path / "photos")} == set(labels)
+
+
+def test_nested_folders_belong_to_the_class_and_hidden_ones_to_nobody(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    make_photos(root, 1, ("red",))
+    make_photos(root / "red" / "2024" / "june", 1, ("x",))
+    for hidden in (root / ".thumbs", root / "__MACOSX", root / "red" / ".cache"):
+        make_photos(hidden, 1, ("x",))
+    assert [p.path for p in scan(root)] == ["red/000.png", "red/2024/june/x/000.png"]
+    assert {p.label for p in scan(root)} == {"red"}
+
+
+def test_files_are_known_by_content_and_not_by_extension(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    make_photos(root, 3, ("red",))
+    (root / "red/000.png").rename(root / "red/000.JPG")
+    (root / "red/001.png").rename(root / "red/no-extension")
+    (root / "red/notes.txt").write_text("not a photo, and not named like one")
+    (root / "red/page.jpeg").write_text("<!DOCTYPE html><p>404")
+    (root / "red/empty.jpg").write_bytes(b"")
+    problems = {p.path: p.problem for p in scan(root)}
+    assert problems == {
+        "red/000.JPG": "",
+        "red/002.png": "",
+        "red/empty.jpg": "the file is empty",
+        "red/no-extension": "",
+        "red/page.jpeg": "not an image that is read here (an HTML page)",
+    }
+
+
+def test_photos_in_no_class_and_classes_without_a_photo_are_named(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    make_photos(root, 1, ("red",))
+    (root / "red/000.png").rename(root / "loose.PNG")
+    (root / "LICENSE.txt").write_text("no photo")
+    (root / "blue").mkdir()
+    (root / "blue/notes.txt").write_text("no photo")
+    assert {p.path: p.problem for p in scan(root)} == {
+        "blue/": "the folder holds no photo",
+        "loose.PNG": "it lies beside the class folders, and not in one",
+        "red/": "the folder holds no photo",
+    }
+
+
+def test_links_are_followed_but_not_round_in_a_circle(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    make_photos(root, 1, ("red",))
+    make_photos(tmp_path / "elsewhere", 1, ("more",))
+    (root / "red" / "linked").symlink_to(tmp_path / "elsewhere" / "more")
+    (root / "red" / "circle").symlink_to(root / "red")
+    (root / "red" / "dangling.jpg").symlink_to(tmp_path / "nothing")
+    found = {p.path: p.problem for p in scan(root)}
+    assert found.pop("red/dangling.jpg").startswith("cannot be read")
+    assert found == {"red/000.png": "", "red/linked/000.png": ""}
+
+
+def test_a_file_name_that_is_not_utf8_survives_the_index(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    make_photos(root, 1, ("red",))
+    (root / "red/000.png").rename(root / "red" / os.fsdecode(b"caf\xe9.png"))
+    photos = scan(root)
+    dataset.write_photos(tmp_path / "index.csv", photos)
+    again = dataset.read_photos(tmp_path / "index.csv")
+    assert again == photos
+    assert (root / again[0].path).is_file()
+    assert dataset.readable(again[0].path) == "red/caf\N{REPLACEMENT CHARACTER}.png"
+
+
+def test_a_second_scan_opens_only_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "photos"
+    make_photos(root, 3, ("red",))
+    monkeypatch.setattr(dataset, "_RACY_NS", -(10**12))  # as if the photos had been lying there for long
+    first = scan(root)
+    read: list[str] = []
+    original = dataset._read
+    monkeypatch.setattr(dataset, "_read", lambda folder, path, stamp: read.append(path) or original(folder, path, stamp))
+    assert scan(root) == first
+    assert read == []
+    (root / "red/001.png").write_bytes((root / "red/000.png").read_bytes())
+    (root / "red/002.png").rename(root / "red/009.png")
+    second = scan(root)
+    assert sorted(read) == ["red/001.png", "red/009.png"]
+    assert second[1].sha256 == first[0].sha256
+    assert second[2].sha256 == first[2].sha256
+
+
+def test_a_photo_that_was_just_written_is_not_trusted_by_its_time_stamp(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    make_photos(root, 2, ("red",))
+    before = scan(root)
+    status = (root / "red/000.png").stat()
+    other = bytearray((root / "red/000.png").read_bytes())
+    other[-20] ^= 1
+    (root / "red/000.png").write_bytes(other)
+    os.utime(root / "red/000.png", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert scan(root)[0].sha256 != before[0].sha256
+
+
+def test_a_damaged_memory_is_no_memory(tmp_path: Path) -> None:
+    make_photos(tmp_path / "photos", 2, ("red",))
+    (tmp_path / "memory.csv").write_text("1,2,3\n")
+    assert len(scan(tmp_path / "photos")) == 2
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataMissing, match="there is no folder"):
+        scan(tmp_path / "nothing")
+
+
+def test_the_fingerprint_follows_paths_labels_and_contents_only(tmp_path: Path) -> None:
+    photos = many("a", 3)
+    same = dataset.fingerprint(photos)
+    assert dataset.fingerprint([replace(p, bytes=7) for p in photos]) == same
+    for changed in (
+        photos[:2],
+        [*photos[:2], replace(photos[2], sha256="other")],
+        [*photos[:2], replace(photos[2], path="a/new.jpg")],
+        [*photos[:2], replace(photos[2], label="b")],
+    ):
+        assert dataset.fingerprint(changed) != same
+
+
+# --- Split ----------------------------------------------------------------------------------------------------------
+
+
+def test_split_keeps_to_the_percentages() -> None:
+    counts = Counter(splits_of(many("a", 5000) + many("b", 5000), testing_percentage=20, validation_percentage=5).values())
+    assert counts["testing"] == pytest.approx(2000, rel=0.05)
+    assert counts["validation"] == pytest.approx(500, rel=0.1)
+
+
+def test_adding_photos_moves_none_of_the_old_ones() -> None:
+    before = splits_of(many("a", 200) + many("b", 200))
+    after = splits_of(many("a", 400) + many("b", 300) + many("c", 50))
+    assert {path: after[path] for path in before} == before
+
+
+def test_split_depends_on_the_content_and_not_on_the_name() -> None:
+    photos = many("a", 200) + many("b", 200)
+    renamed = [replace(p, path=f"{p.label}/moved/{p.path[2:]}") for p in photos]
+    assert list(splits_of(photos).values()) == list(splits_of(renamed).values())
+
+
+def test_another_seed_is_another_split() -> None:
+    photos = many("a", 200) + many("b", 200)
+    assert splits_of(photos, seed=0) != splits_of(photos, seed=1)
+
+
+def test_exact_duplicates_fall_on_one_side() -> None:
+    photos = many("a", 300) + many("b", 300)
+    photos += [replace(p, path=f"{p.label}/copy/{p.path[2:]}") for p in photos]
+    sides = splits_of(photos)
+    assert all(sides[p.path] == sides[f"{p.label}/copy/{p.path[2:]}"] for p in photos[:600])
+
+
+def test_names_before_nohash_stay_together_even_over_a_duplicate() -> None:
+    photos = many("a", 100) + many("b", 100)
+    photos += [photo(f"a/rose{i}_nohash_{j}.jpg") for i in range(100) for j in range(3)]
+    # A duplicate ties two such names together.
+    photos += [photo("a/x_nohash_1.jpg", "same"), photo("a/y_nohash_1.jpg", "same"), photo("a/y_nohash_2.jpg")]
+    sides = splits_of(photos)
+    for i in range(100):
+        assert len({sides[f"a/rose{i}_nohash_{j}.jpg"] for j in range(3)}) == 1
+    assert sides["a/x_nohash_1.jpg"] == sides["a/y_nohash_1.jpg"] == sides["a/y_nohash_2.jpg"]
+    assert len({sides[f"a/rose{i}_nohash_0.jpg"] for i in range(100)}) == 3
+
+
+@pytest.mark.parametrize("count", [3, 4, 7, 12])
+def test_no_class_is_without_a_split(count: int) -> None:
+    photos = [p for label in "abcdefgh" for p in many(label, count)]
+    sides = splits_of(photos, testing_percentage=1, validation_percentage=1)
+    for label in "abcdefgh":
+        assert {side for path, side in sides.items() if path.startswith(label)} == set(dataset.SPLITS)
+
+
+def test_a_class_lends_only_what_it_needs() -> None:
+    photos = many("a", 30)
+    plain = {p.path: dataset._split_at(dataset._rank(0, f"sha256:{p.sha256}"), 1, 1) for p in photos}
+    lent = splits_of([*photos, *many("b", 1000)], testing_percentage=1, validation_percentage=1)
+    assert sum(plain[p.path] != lent[p.path] for p in photos) <= 2
+
+
+def test_two_photos_in_a_class_are_too_few() -> None:
+    with pytest.raises(UserError, match=r"b \(2\)"):
+        splits_of(many("a", 30) + many("b", 2))
+
+
+def test_copies_of_one_photo_are_one_photo() -> None:
+    with pytest.raises(UserError, match=r"b \(1\)"):
+        splits_of(many("a", 30) + [photo(f"b/{i}.jpg", "same") for i in range(10)])
+
+
+# --- Index ----------------------------------------------------------------------------------------------------------
+
+
+def index(photos: list[Photo], **changes: float) -> dataset.Index:
+    return dataset.make_index(photos, **{**DEFAULTS, **changes})  # type: ignore[arg-type]
+
+
+def test_warnings_name_what_a_person_should_know() -> None:
+    photos = many("Rose", 30) + many("rose", 30) + many("oak", 5)
+    photos += [photo("Rose/twin.jpg", "twin"), photo("oak/twin.jpg", "twin")]
+    photos += [replace(photo("empty/x.jpg"), problem="the file is empty")]
+    found = index(photos)
+    assert found.labels == ["Rose", "oak", "rose"]
+    assert found.warnings == [
+        "left out 1 of 68 (the first: empty/x.jpg: the file is empty)",
+        "fewer than 20 photos in 1 of 3 classes: oak (6)",
+        "classes without a photo that can be used are left out: empty",
+        "labels that differ only in case are kept apart: Rose and rose",
+        "exact duplicates under more than one label: 1 (Rose/twin.jpg and oak/twin.jpg)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("photos", "message"),
+    [
+        ([], "no class with photos"),
+        (many("a", 30), r"only one class with photos \(a\)"),
+        (many("a", 30) + many("b\nc", 30), "cannot be a line of labels.txt"),
+        (many("a", 30) + many("caf\udce9", 30), "cannot be a line of labels.txt"),
+        (many("a", 30) + [replace(p, problem="bad") for p in many("b", 10)], "10 of 40 photos cannot be used"),
+    ],
+)
+def test_what_no_classifier_can_be_made_of_is_said(photos: list[Photo], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        index(photos)
+
+
+def test_the_unreadable_limit_is_a_setting() -> None:
+    photos = many("a", 30) + many("b", 30) + [replace(p, problem="bad") for p in many("c", 30)]
+    assert len(index(photos, unreadable_limit=40).skipped) == 30
+
+
+def test_skipped_photos_come_back_from_their_file(tmp_path: Path) -> None:
+    skipped = [Photo("a/b, c.jpg", "a", problem='a "reason"')]
+    dataset.write_skipped(tmp_path / "skipped.csv", skipped)
+    assert dataset.read_skipped(tmp_path / "skipped.csv") == skipped
+
+
+def test_names_are_files_or_folders(tmp_path: Path) -> None:
+    make_photos(tmp_path / "deep", 1, ("red", ".hidden"))
+    (tmp_path / "deep" / "notes.txt").write_text("x")
+    assert dataset.photos_in([str(tmp_path)]) == [tmp_path / "deep/red/000.png"]
+    assert dataset.photos_in([str(tmp_path / "deep/notes.txt")]) == [tmp_path / "deep/notes.txt"]
+    with pytest.raises(UserError, match="there is no file or folder"):
+        dataset.photos_in([str(tmp_path / "nothing")])
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(UserError, match="no photos in the folders named"):
+        dataset.photos_in([str(tmp_path / "bare")])

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from pipeline import files
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
+    path = tmp_path / "value"
+    files.write_atomic(path, b"old")
+    with pytest.raises(TypeError):
+        files.write_atomic(path, "no bytes")  # type: ignore[arg-type]
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_comes_back(tmp_path: Path) -> None:
+    value = {"b": [1, None], "a": "花"}
+    files.write_json(tmp_path / "x.json", value)
+    assert files.read_json(tmp_path / "x.json") == value
+    assert "花" in (tmp_path / "x.json").read_text(encoding="utf-8")
+
+
+def test_hash_of_a_file_is_the_hash_of_its_bytes(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"abc")
+    # The test vector of FIPS 180-2.
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert files.sha256_file(tmp_path / "x") == files.sha256_bytes(b"abc") == expected
+
+
+def test_the_first_folder_to_arrive_is_kept(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "who").write_text(name)
+        files.move_folder(tmp_path / name, tmp_path / "deep" / "output")
+    assert (tmp_path / "deep" / "output" / "who").read_text() == "first"
+    assert not (tmp_path / "second").exists()
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from pipeline import files
+with files.locked(Path(sys.argv[1]), waiting=print):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_lock_names_its_holder_and_ends_with_its_process(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout and holder.stdout.readline() == "held\n"
+    said: list[str] = []
+    got_it = threading.Event()
+    is_waiting = threading.Event()
+
+    def second_comer() -> None:
+        def waiting(who: str) -> None:
+            said.append(who)
+            is_waiting.set()
+
+        with files.locked(lock, waiting=waiting):
+            got_it.set()
+
+    thread = threading.Thread(target=second_comer)
+    thread.start()
+    assert is_waiting.wait(30)
+    assert f"process {holder.pid} " in said[0]
+    assert not got_it.is_set()
+    holder.kill()
+    assert got_it.wait(30)
+    thread.join()
+    holder.wait()
+    assert not lock.exists()
+
+
+def test_a_lock_is_held_by_one_at_a_time(tmp_path: Path) -> None:
+    inside = 0
+    most = 0
+
+    def work() -> None:
+        nonlocal inside, most
+        for _ in range(50):
+            with files.locked(tmp_path / "lock", waiting=lambda who: None):
+                inside += 1
+                most = max(most, inside)
+                inside -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+from pipeline import files, registry
+from pipeline.errors import UserError
+
+
+def classifier(folder: Path, key: str) -> Path:
+    folder.mkdir(parents=True)
+    for name in ("output_graph.pb", "labels.txt"):
+        (folder / name).write_text(key)
+    files.write_json(folder / files.MANIFEST, {"key": key})
+    return folder
+
+
+def publish(tmp_path: Path, key: str) -> Path:
+    folder = tmp_path / "runs" / key
+    return registry.publish(folder if folder.exists() else classifier(folder, key), tmp_path / "exports", print)
+
+
+KEYS = ["a" * 16, "b" * 16, "c" * 16]
+
+
+def test_versions_count_up_and_the_newest_is_live(tmp_path: Path) -> None:
+    published = [publish(tmp_path, key) for key in KEYS]
+    assert [path.name for path in published] == ["0001-aaaaaaaa", "0002-bbbbbbbb", "0003-cccccccc"]
+    assert registry.versions(tmp_path / "exports") == published
+    assert registry.live(tmp_path / "exports") == published[-1]
+    assert (tmp_path / "exports/latest/labels.txt").read_text() == KEYS[-1]
+
+
+def test_a_setting_put_back_makes_its_old_version_live_again(tmp_path: Path) -> None:
+    first, second = publish(tmp_path, KEYS[0]), publish(tmp_path, KEYS[1])
+    assert publish(tmp_path, KEYS[0]) == first
+    assert registry.live(tmp_path / "exports") == first
+    assert registry.versions(tmp_path / "exports") == [first, second]
+
+
+def test_a_version_without_its_manifest_is_not_there(tmp_path: Path) -> None:
+    first = publish(tmp_path, KEYS[0])
+    (tmp_path / "exports" / "0002-bbbbbbbb").mkdir()
+    (first / files.MANIFEST).unlink()
+    assert registry.versions(tmp_path / "exports") == []
+    assert registry.live(tmp_path / "exports") is None
+    assert registry.live(tmp_path / "nothing") is None
+
+
+def test_readers_never_miss_the_latest_while_it_flips(tmp_path: Path) -> None:
+    for key in KEYS:
+        publish(tmp_path, key)
+    stop = threading.Event()
+    seen: set[str] = set()
+    missed: list[int] = []
+
+    def read() -> None:
+        while not stop.is_set():
+            folder = registry.live(tmp_path / "exports")
+            if folder is None or (folder / "labels.txt").read_text() != (folder / "output_graph.pb").read_text():
+                missed.append(1)
+            else:
+                seen.add(folder.name)
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for i in range(300):
+        publish(tmp_path, KEYS[i % 3])
+    stop.set()
+    for reader in readers:
+        reader.join()
+    assert not missed
+    assert len(seen) > 1
+
+
+def test_two_publishers_at_once_lose_nothing(tmp_path: Path) -> None:
+    for key in KEYS:
+        classifier(tmp_path / "runs" / key, key)
+    threads = [threading.Thread(target=publish, args=(tmp_path, key)) for key in KEYS for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    versions = registry.versions(tmp_path / "exports")
+    assert sorted(registry.key_of(version) for version in versions) == KEYS
+    assert [path.name[:4] for path in versions] == ["0001", "0002", "0003"]
+    assert registry.live(tmp_path / "exports") in versions
+    assert not list((tmp_path / "exports").glob(".*tmp"))
+
+
+def test_a_kill_while_copying_leaves_the_last_good_one_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = publish(tmp_path, KEYS[0])
+    original = shutil.copytree
+
+    def half(source: Path, destination: Path, copy_function: object) -> None:
+        destination.mkdir()
+        (destination / files.MANIFEST).write_text("{")
+        original(destination, destination.with_name(".0002-killed.1-a.tmp"))  # what kill -9 would leave
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(registry.shutil, "copytree", half)
+        with pytest.raises(KeyboardInterrupt):
+            publish(tmp_path, KEYS[1])
+    assert registry.live(tmp_path / "exports") == first
+    assert registry.versions(tmp_path / "exports") == [first]
+    assert publish(tmp_path, KEYS[1]).name == "0002-bbbbbbbb"
+    assert not list((tmp_path / "exports").glob(".*.tmp"))
+
+
+def test_find_takes_a_folder_a_graph_or_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = registry.publish(classifier(tmp_path / "runs" / "x", KEYS[0]), tmp_path / "exports" / "flowers", print)
+    for name in ("flowers", str(version), str(version / "output_graph.pb"), str(version.parent / "latest"), str(version.parent)):
+        assert registry.find(name, tmp_path / "exports").resolve() == version
+    with pytest.raises(UserError, match="'roses' is neither .* published are: flowers"):
+        registry.find("roses", tmp_path / "exports")
+    with pytest.raises(UserError, match="none is published yet: run make retrain first"):
+        registry.find("roses", tmp_path / "nothing")

@@ -1,0 +1,142 @@
+"""Profiles and parameters, in a project's folder and without running a task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import luigi
+import pytest
+from conftest import Project
+from luigi.configuration import get_config
+
+from pipeline import Export, settings
+from pipeline.errors import UserError
+
+
+@pytest.fixture
+def inside(project: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
+    """Stand in the project's folder, with its luigi.cfg read, as after ``cd``."""
+    monkeypatch.chdir(project.root)
+    config = get_config()
+    config.read(project.root / "luigi.cfg")
+    luigi.task_register.Register.clear_instance_cache()
+    yield project
+    for section in config.sections():
+        config.remove_section(section)
+    luigi.task_register.Register.clear_instance_cache()
+
+
+def test_profile_beats_luigi_cfg_beats_default(inside: Project) -> None:
+    get_config().set("Export", "learning_rate", "0.2")
+    get_config().set("Export", "seed", "7")
+    inside.profile("mine", "[Export]\nlearning-rate = 0.5\n")
+    mine, other = Export(data="mine"), Export(data="other")
+    assert (mine.learning_rate, mine.seed, mine.train_batch_size) == (0.5, 7, 100)
+    assert (other.learning_rate, other.seed) == (0.2, 7)
+    assert Export(data="mine", learning_rate=0.9).learning_rate == 0.9
+
+
+@pytest.mark.parametrize(
+    ("profile", "message"),
+    [
+        ("[Export]\nlearnin_rate = 1\n", "'learnin_rate' is unknown in .*; is learning_rate meant?"),
+        ("[Exprot]\nseed = 1\n", "'Exprot' is unknown in .*; is Export meant?"),
+        ("[TrainFinalLayer]\nlearning_rate = 1\n", "'TrainFinalLayer' is unknown in .*known are: Export, images, paths"),
+        ("[paths]\nstore = x\n", r"'store' is unknown in \[paths\] of"),
+        ("[images]\nurl = http://x/y.tgz\n", "has a url but not its sha256 and bytes"),
+        ("[images]\nbytes = many\n", "bytes = 'many' .* a whole number is wanted"),
+        ("learning_rate = 1\n", r"begins without a section; put \[Export\] above the settings"),
+        ("[images]\nurl = 100%\n", "a % is written %%"),
+        ("[Export]\nlearning_rate = fast\n", "learning_rate = fast: a number from 1e-09 to 1000 is allowed"),
+        ("[Export]\nhow_many_training_steps = 0\n", "how_many_training_steps = 0: a whole number from 1 to"),
+        ("[Export]\nhow_many_training_steps = 1e3\n", "how_many_training_steps = 1e3: a whole number"),
+        ("[Export]\nallow_fallback = maybe\n", "allow_fallback = maybe: true or false is allowed"),
+        ("[Export]\nfinal_tensor_name = image\n", "final_tensor_name = image: a name .* other than image"),
+        ("[Export]\nmodel = resnet\n", "model = 'resnet' is neither a known name"),
+        ("[Export]\ntesting_percentage = 60\nvalidation_percentage = 40\n", "leave less than 10 % for training"),
+    ],
+)
+def test_a_mistake_in_a_profile_is_named_with_the_remedy(inside: Project, profile: str, message: str) -> None:
+    inside.profile("mine", profile)
+    with pytest.raises(UserError, match=message) as error:
+        Export(data="mine").check()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "message"),
+    [
+        ("Export", "learnin_rate", r"unknown in \[Export\] of luigi.cfg; is learning_rate meant"),
+        ("TrainFinalLayer", "learning_rate", r"\[TrainFinalLayer\] in luigi.cfg has no effect; every setting belongs into \[Export\]"),
+    ],
+)
+def test_what_luigi_cfg_sets_in_vain_is_an_error(inside: Project, section: str, key: str, message: str) -> None:
+    get_config().set(section, key, "1")
+    with pytest.raises(UserError, match=message):
+        Export(data="mine").check()
+
+
+def test_values_given_in_python_are_checked_too(inside: Project) -> None:
+    with pytest.raises(UserError, match=r"learning_rate = 0\.1: a number"):
+        Export(data="mine", learning_rate="0.1").check()
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a ", "a\nb"])
+def test_what_cannot_name_a_data_set(inside: Project, name: str) -> None:
+    with pytest.raises(UserError, match="cannot name a data set"):
+        settings.profile(name)
+
+
+def test_paths_start_at_the_project_and_a_profile_moves_some(inside: Project, tmp_path: Path) -> None:
+    inside.profile("mine", f"[paths]\nimage_dir = {tmp_path}/photos\noutput_graph = out/graph.pb\n")
+    paths, mine = settings.paths(), settings.paths("mine")
+    assert paths.store == mine.store == inside.root / "store"
+    assert paths.bottleneck_dir == inside.root / "store/vectors"
+    assert (paths.output_graph, mine.output_graph) == (None, inside.root / "out/graph.pb")
+    assert mine.image_dir == tmp_path / "photos"
+    get_config().set("paths", "stroe", "x")
+    with pytest.raises(UserError, match="'stroe' is unknown in .*; is store meant"):
+        settings.paths()
+
+
+def test_a_percent_sign_is_doubled(inside: Project) -> None:
+    inside.profile("mine", "[images]\nurl = http://x/a%%20b.tgz\nsha256 = 0\nbytes = 1\n")
+    assert settings.profile("mine").images.url == "http://x/a%20b.tgz"
+
+
+def test_the_project_is_where_luigi_cfg_was_read(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LUIGI_CONFIG_PATH", raising=False)
+    with pytest.raises(UserError, match="no luigi.cfg with a section"):
+        settings.project()
+    config = get_config()
+    config.read(project.root / "luigi.cfg")
+    monkeypatch.setenv("LUIGI_CONFIG_PATH", f"/nowhere/cron.cfg:{project.root}/luigi.cfg")
+    assert settings.project() == project.root
+    for section in config.sections():
+        config.remove_section(section)
+
+
+def test_keys_follow_what_decides_the_content(inside: Project, tmp_path: Path) -> None:
+    inside.photos("mine")
+
+    def keys(**parameters: object) -> dict[str, str]:
+        task = Export(data="mine", **parameters).classifier
+        training = task.requires()
+        packed = training.requires()
+        tasks = (task, training, packed, *packed.requires())
+        return {one.task_family: one.key for one in tasks}
+
+    plain = keys()
+    (tmp_path / "elsewhere").mkdir()
+    (inside.root / "data/mine").rename(tmp_path / "elsewhere/mine")
+    assert keys(images=str(tmp_path / "elsewhere/mine"), checkpoint_interval=7) == plain
+
+    def changed(**parameters: object) -> set[str]:
+        other = keys(images=str(tmp_path / "elsewhere/mine"), **parameters)
+        return {family for family in plain if other[family] != plain[family]}
+
+    assert changed(learning_rate=0.5) == {"TrainFinalLayer", "ExportGraph"}
+    assert changed(final_tensor_name="scores") == {"ExportGraph"}
+    assert changed(testing_percentage=20.0) == set(plain) - {"DownloadModel"}

@@ -1,0 +1,492 @@
+"""The whole way, through the real ``luigi`` program, as cron or a person starts it; and through its death."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import BIN, REPOSITORY, Project, make_photos
+
+from pipeline import artifacts, checkpoint, files
+from pipeline.errors import UserError
+from pipeline.tensorflow_v1 import tf
+
+FEW_STEPS = ("--how-many-training-steps", "300")
+
+
+def manifest(folder: Path) -> dict:
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def the_run(project: Project, task: str) -> Path:
+    (folder,) = project.runs(task)
+    return folder
+
+
+def vector_files(project: Project) -> list[Path]:
+    return sorted((project.root / "store/vectors").rglob("*.npy"))
+
+
+def exported_bytes(project: Project, name: str) -> dict[str, str]:
+    return {file: files.sha256_file(project.live(name) / file) for file in ("output_graph.pb", "labels.txt")}
+
+
+# --- A run, and the next one ---------------------------------------------------------------------------------------------
+
+
+def test_the_first_run_prints_what_came_out(finished: Project) -> None:
+    output = finished.first_output  # type: ignore[attr-defined]
+    lines = output.stdout.splitlines()
+    assert lines[0].startswith("colours: 30 photos in 3 classes, efficientnet-lite0, best at step ")
+    assert lines[1].startswith("test accuracy ") and "photos, 95 % interval" in lines[1]
+    for line, name in ((lines[2], "output_graph.pb"), (lines[3], "labels.txt")):
+        assert (finished.root / line.split()[1]).is_file() and line.endswith(name)
+    assert (finished.root / lines[4].split()[-1] / "summaries").is_dir()
+    command = lines[5].removeprefix("predict  ").replace("PHOTO.jpg", "data/colours/red/000.png").split()
+    predicted = finished.run(command)
+    assert predicted.stdout.startswith("data/colours/red/000.png: red ")
+
+
+def test_the_output_is_quiet(finished: Project) -> None:
+    lines = finished.first_output.stderr.splitlines()  # type: ignore[attr-defined]
+    known = ("settings: ", "warning: colours: ", "colours: ", "bottlenecks: ")
+    assert [line for line in lines if not line.startswith(known)] == []
+    assert sum(line.startswith("settings: ") for line in lines) == 1
+    assert "learning_rate = 0.03" in lines[0]
+
+
+def test_the_classifier_has_learned_the_colours(finished: Project) -> None:
+    figures = manifest(finished.live("colours"))
+    assert figures["test_accuracy"] == 1.0
+    assert figures["labels"] == ["blue", "green", "red"]
+    assert figures["splits"]["testing"] == figures["test_count"]
+
+
+def test_the_manifest_says_key_parents_parameters_counts_timings_and_versions(finished: Project) -> None:
+    for task in ("IndexImages", "ComputeBottlenecks", "TrainFinalLayer", "ExportGraph"):
+        folder = the_run(finished, task)
+        says = manifest(folder)
+        assert says["key"] == folder.name
+        assert says["task"] == task
+        assert says["seconds"] >= 0
+        assert says["data"] == "colours"
+        assert {"python", "tensorflow", "luigi", "numpy"} <= says["versions"].keys()
+        assert "images" not in says["parameters"]  # a path of the machine
+    exported = manifest(finished.live("colours"))
+    assert exported["parents"] == {"TrainFinalLayer": the_run(finished, "TrainFinalLayer").name}
+    assert exported["keys"]["ComputeBottlenecks"] == the_run(finished, "ComputeBottlenecks").name
+    assert exported["parameters"]["how_many_training_steps"] == "300"
+    assert exported["photos"] == 30
+
+
+def test_a_second_run_does_nothing_and_says_so(copy_of_finished: Project) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (copy_of_finished.root / "store").rglob("*.*") if "scans" not in path.parts}
+    done = copy_of_finished.export("--data", "colours", *FEW_STEPS, PYTHONPROFILEIMPORTTIME="1")
+    assert done.returncode == 0
+    assert done.stdout.startswith("colours: nothing to do, exports/colours/0001-")
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "luigi" in imported
+    assert "tensorflow" not in imported
+    after = {path: path.stat().st_mtime_ns for path in (copy_of_finished.root / "store").rglob("*.*") if "scans" not in path.parts}
+    assert after == before
+
+
+def test_a_moved_folder_of_photos_keeps_split_and_cache(copy_of_finished: Project, tmp_path: Path) -> None:
+    shutil.move(copy_of_finished.root / "data/colours", tmp_path / "elsewhere")
+    done = copy_of_finished.export("--data", "colours", *FEW_STEPS, "--images", str(tmp_path / "elsewhere"))
+    assert done.returncode == 0
+    assert "nothing to do" in done.stdout
+
+
+def test_an_edited_photo_is_computed_again_and_nothing_else(copy_of_finished: Project) -> None:
+    split_before = (the_run(copy_of_finished, "IndexImages") / "index.csv").read_text()
+    make_photos(copy_of_finished.root / "fresh", 1, ("red",), size=50)
+    shutil.copy(copy_of_finished.root / "fresh/red/000.png", copy_of_finished.root / "data/colours/red/003.png")
+    done = copy_of_finished.export("--data", "colours", *FEW_STEPS)
+    assert done.returncode == 0, done.stderr
+    assert "bottlenecks: 29 from the cache, 1 computed" in done.stderr
+    assert copy_of_finished.live("colours").name.startswith("0002-")
+    (newest,) = [manifest(folder) for folder in copy_of_finished.runs("ComputeBottlenecks") if manifest(folder)["computed"] == 1]
+    assert newest["cached"] == 29
+    index = max(copy_of_finished.runs("IndexImages"), key=lambda folder: manifest(folder)["finished"]) / "index.csv"
+    moved = set(split_before.splitlines()) ^ set(index.read_text().splitlines())
+    # In a class of ten a photo may be lent to a split; the other classes have nothing to do with it.
+    assert moved
+    assert all(line.startswith("red/") for line in moved)
+
+
+def test_a_changed_learning_rate_runs_only_training_and_export_again(copy_of_finished: Project) -> None:
+    done = copy_of_finished.export("--data", "colours", *FEW_STEPS, "--learning-rate", "0.01")
+    assert done.returncode == 0, done.stderr
+    counts = {task: len(copy_of_finished.runs(task)) for task in ("IndexImages", "ComputeBottlenecks", "TrainFinalLayer", "ExportGraph")}
+    assert counts == {"IndexImages": 1, "ComputeBottlenecks": 1, "TrainFinalLayer": 2, "ExportGraph": 2}
+    assert [path.name[:4] for path in sorted((copy_of_finished.root / "exports/colours").glob("0*"))] == ["0001", "0002"]
+
+
+def test_settings_put_back_bring_the_old_version_back(copy_of_finished: Project) -> None:
+    assert copy_of_finished.export("--data", "colours", *FEW_STEPS, "--learning-rate", "0.01").returncode == 0
+    back = copy_of_finished.export("--data", "colours", *FEW_STEPS)
+    assert back.stdout.startswith("colours: back to exports/colours/0001-")
+    assert copy_of_finished.live("colours").name.startswith("0001-")
+
+
+def test_further_copies_of_the_live_model_are_kept_true(copy_of_finished: Project) -> None:
+    copy_of_finished.profile("colours", "[paths]\noutput_graph = out/graph.pb\noutput_labels = out/labels.txt\n")
+    assert copy_of_finished.export("--data", "colours", *FEW_STEPS).returncode == 0
+    graph = copy_of_finished.root / "out/graph.pb"
+    assert files.same_content(graph, copy_of_finished.live("colours") / "output_graph.pb")
+    assert "nothing to do" in copy_of_finished.export("--data", "colours", *FEW_STEPS).stdout
+    (copy_of_finished.root / "out/labels.txt").write_text("somebody else's\n")
+    assert "nothing to do" not in copy_of_finished.export("--data", "colours", *FEW_STEPS).stdout
+    assert (copy_of_finished.root / "out/labels.txt").read_text() == "blue\ngreen\nred\n"
+
+
+def test_a_vector_cut_short_is_found_and_made_again(copy_of_finished: Project) -> None:
+    whole = {path: path.read_bytes() for path in vector_files(copy_of_finished)}
+    victim, flipped = list(whole)[3], list(whole)[7]
+    victim.write_bytes(whole[victim][:1000])
+    flipped.write_bytes(whole[flipped][:-9] + bytes([whole[flipped][-9] ^ 1]) + whole[flipped][-8:])
+    shutil.rmtree(copy_of_finished.root / "store/runs/ComputeBottlenecks")
+    shutil.rmtree(copy_of_finished.root / "store/runs/TrainFinalLayer")
+    shutil.rmtree(copy_of_finished.root / "store/runs/ExportGraph")
+    before = exported_bytes(copy_of_finished, "colours")
+    shutil.rmtree(copy_of_finished.root / "exports")
+    done = copy_of_finished.export("--data", "colours", *FEW_STEPS)
+    assert done.returncode == 0, done.stderr
+    assert "28 from the cache, 2 computed, 2 of them anew because their file was damaged" in done.stderr
+    assert {path: path.read_bytes() for path in vector_files(copy_of_finished)} == whole
+    assert exported_bytes(copy_of_finished, "colours") == before
+
+
+def test_a_profiles_value_reaches_the_training_and_not_another_data_sets(project: Project) -> None:
+    project.photos("mine", 4)
+    project.photos("other", 4)
+    project.profile("mine", "[Export]\nhow_many_training_steps = 20\nlearning_rate = 0.125\n")
+    for name in ("mine", "other"):
+        assert project.export("--data", name, "--Export-how-many-training-steps", "30").returncode == 0
+    found = {manifest(folder)["data"]: manifest(folder)["parameters"] for folder in project.runs("TrainFinalLayer")}
+    assert found["mine"]["learning_rate"] == "0.125"
+    assert found["other"]["learning_rate"] == "0.03"
+    assert found["mine"]["how_many_training_steps"] == found["other"]["how_many_training_steps"] == "30"  # the command line wins
+
+
+def test_all_four_checkpoints_come_back_after_the_store_was_moved(copy_of_finished: Project, tmp_path: Path, model_dir: Path) -> None:
+    shutil.copytree(model_dir, tmp_path / "models")
+    shutil.move(copy_of_finished.root / "store", tmp_path / "store")
+    moved = Project.__new__(Project)
+    moved.root = tmp_path
+    (model,) = (path for path in (tmp_path / "models").iterdir() if path.name.startswith("efficientnet-lite0-"))
+    folders = [model, *(the_run(moved, task) for task in ("ComputeBottlenecks", "TrainFinalLayer", "ExportGraph"))]
+    for folder in folders:
+        latest = tf.train.latest_checkpoint(str(folder))
+        assert latest is not None, folder
+        with tf.Graph().as_default(), tf.Session() as running:
+            tf.train.import_meta_graph(latest + ".meta").restore(running, latest)
+            values = running.run(tf.global_variables())
+        saved = {name for name, _ in tf.train.list_variables(latest)}
+        assert len(values) == len(saved) > 0
+        assert all(np.isfinite(value).all() for value in values)
+
+
+# --- Killed --------------------------------------------------------------------------------------------------------------
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, f"ended before it could be killed: {process.communicate()}"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def kill_when(project: Project, arguments: tuple[str, ...], condition: Callable[[], bool], whom: str) -> None:
+    """Start the real ``luigi``, and kill -9 the parent alone or its whole group once ``condition`` is seen on disk."""
+    process = project.start(*arguments)
+    wait_for(condition, process)
+    if whom == "group":
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    # A worker that outlives its parent notices, and goes; its lock ends with it.
+    deadline = time.monotonic() + 30
+    while any(is_held(lock) for lock in (project.root / "store/work").rglob("*.lock")):
+        assert time.monotonic() < deadline, "a worker outlived its luigi"
+        time.sleep(0.05)
+    process.communicate()
+
+
+def is_held(lock: Path) -> bool:
+    with open(lock) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Project:
+    """A run never killed, of the photos and settings that the killed ones use."""
+    project = Project(tmp_path_factory.mktemp("unbroken") / "project", model_dir)
+    project.photos("shapes", 60, size=200)
+    done = project.export("--data", "shapes", *LONG)
+    assert done.returncode == 0, done.stderr
+    return project
+
+
+LONG = ("--how-many-training-steps", "4000", "--checkpoint-interval", "100")
+
+
+@pytest.mark.parametrize("whom", ["parent", "group"])
+def test_killed_while_caching_and_while_training_it_goes_on_to_the_same_bytes(project: Project, unbroken: Project, whom: str) -> None:
+    project.photos("shapes", 60, size=200)
+    arguments = ("--data", "shapes", *LONG)
+
+    kill_when(project, arguments, lambda: len(vector_files(project)) >= 20, whom)
+    cached = len(vector_files(project))
+    assert 20 <= cached < 180
+    assert project.runs("ComputeBottlenecks") == []
+
+    def checkpoints() -> list[Path]:
+        return list((project.root / "store/work/TrainFinalLayer").glob("*/final_layer.ckpt-*.index"))
+
+    kill_when(project, arguments, lambda: len(checkpoints()) >= 2, whom)
+    packed = manifest(the_run(project, "ComputeBottlenecks"))
+    assert (packed["cached"], packed["computed"]) == (cached, 180 - cached)
+    (work,) = {path.parent for path in checkpoints()}
+    saved = max(int(path.name.split("-")[1].split(".")[0]) for path in checkpoints())
+    assert 0 < saved < 4000
+
+    done = project.export(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "bottlenecks:" not in done.stderr  # not run again
+    assert "TrainFinalLayer: goes on where a run stopped before" in done.stderr
+    assert exported_bytes(project, "shapes") == exported_bytes(unbroken, "shapes")
+    ours, theirs = (checkpoint.latest(the_run(one, "TrainFinalLayer")) for one in (project, unbroken))
+    names = [name for name, _ in tf.train.list_variables(theirs)]
+    assert [name for name, _ in tf.train.list_variables(ours)] == names
+    for name in names:
+        assert tf.train.load_variable(ours, name).tobytes() == tf.train.load_variable(theirs, name).tobytes(), name
+    restarts = [
+        event.step
+        for path in the_run(project, "TrainFinalLayer").glob("summaries/training/events*")
+        for event in tf.train.summary_iterator(str(path))
+        if event.session_log.status
+    ]
+    assert restarts == [saved]  # it went on there, and did not begin again
+    assert not work.exists()
+
+
+def test_ctrl_c_is_one_line(project: Project) -> None:
+    project.photos("shapes", 60, size=200)
+    process = project.start("--data", "shapes")
+    wait_for(lambda: len(vector_files(project)) >= 5, process)
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert output == ""
+    assert errors.splitlines()[-1] == "error: stopped; run again: it goes on where it was"
+    assert "Traceback" not in errors
+
+
+def test_two_starts_at_once(project: Project) -> None:
+    """The same command leaves with 10 and names the holder; another command that needs the same work waits for it."""
+    project.photos("shapes", 60, size=200)
+    first = project.start("--data", "shapes", *LONG)
+    wait_for(lambda: len(vector_files(project)) >= 5, first)
+    same = project.export("--data", "shapes", *LONG)
+    assert same.returncode == 10
+    assert str(first.pid) in same.stdout + same.stderr
+    other = project.export("--data", "shapes", *LONG, "--final-tensor-name", "scores")
+    assert other.returncode == 0, other.stderr
+    assert re.search("(ComputeBottlenecks|TrainFinalLayer): waiting for process", other.stderr)
+    _, errors = first.communicate(timeout=120)
+    assert first.returncode == 0, errors
+    assert len(project.runs("ComputeBottlenecks")) == len(project.runs("TrainFinalLayer")) == 1
+    assert len(project.runs("ExportGraph")) == 2
+
+
+# --- What goes wrong -----------------------------------------------------------------------------------------------------
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    assert done.returncode == code, done
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    for word in words:
+        assert word in errors[0]
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_no_photos_is_20(project: Project) -> None:
+    assert_one_line(project.export("--data", "nothing"), 20, "no photos in", "data/nothing", "--images PATH")
+    assert_one_line(project.export("--data", "nothing", "--images", "nowhere"), 20, "no photos in", "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--learning-rate", "fast"), ("learning_rate = fast", "a number from")),
+        (("--model", "resnet"), ("model = 'resnet'", "efficientnet-lite0")),
+        (("--data", "../x"), ("data = '../x'", "--images")),
+    ],
+)
+def test_a_users_mistake_is_30(project: Project, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
+    project.photos("flowers", 4)
+    assert_one_line(project.export(*arguments), 30, *words)
+    assert not (project.root / "store/runs").exists()
+
+
+def test_what_is_wrong_with_the_photos_is_said_before_any_network_runs(project: Project) -> None:
+    project.photos("lonely", 5, labels=("red",))
+    assert_one_line(project.export("--data", "lonely"), 30, "only one class with photos (red)")
+    project.photos("few", 2)
+    assert_one_line(project.export("--data", "few"), 30, "too few different photos", "blue (2)")
+    assert not list((project.root / "store").rglob("*.ckpt*"))
+
+
+def test_broken_photos_are_listed_and_left_out(project: Project) -> None:
+    folder = project.photos("mixed", 10)
+    whole = (folder / "red/001.png").read_bytes()
+    (folder / "red/001.png").write_bytes(whole[:-100])
+    (folder / "red/page.jpg").write_text("<html>404</html>")
+    broken = bytearray((folder / "blue/002.png").read_bytes())
+    broken[300:600] = bytes(300)  # header and end are whole: only decoding finds it
+    (folder / "blue/002.png").write_bytes(broken)
+    done = project.export("--data", "mixed", *FEW_STEPS)
+    assert done.returncode == 0, done.stderr
+    assert "left out 3, listed with the reasons in store/runs/ComputeBottlenecks/" in done.stdout
+    listed = (the_run(project, "ComputeBottlenecks") / "skipped.csv").read_text().splitlines()
+    assert listed[0] == "path,reason"
+    assert listed[1].startswith("blue/002.png,cannot be decoded")
+    assert listed[2] == "red/001.png,the PNG file is cut short"
+    assert listed[3] == "red/page.jpg,not an image that is read here (an HTML page)"
+    assert manifest(project.live("mixed"))["photos"] == 28
+
+
+def test_outside_a_project_nothing_is_done(tmp_path: Path, finished: Project) -> None:
+    done = subprocess.run(
+        [BIN / "luigi", "--module", "pipeline", "Export"],
+        cwd=tmp_path,
+        env=finished.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert_one_line(done, 30, "no luigi.cfg with a section [paths]", "start from the project's folder")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fault_of_the_program_is_35_or_a_traceback_and_never_0(project: Project) -> None:
+    folder = project.photos("mine", 5)
+    assert folder.is_dir()
+    (project.root / "store").write_text("a file where the store belongs")
+    done = project.export("--data", "mine")
+    assert done.returncode in (30, 35)
+
+
+def test_a_missing_permission_or_full_disk_is_one_line() -> None:
+    for number in (errno.EACCES, errno.EROFS):
+        with pytest.raises(UserError, match="/some/file: .*; mend that, then run again"), artifacts.guarded():
+            raise OSError(number, os.strerror(number), "/some/file")
+    full = os.strerror(errno.ENOSPC)
+    for error in (OSError(errno.ENOSPC, full, "/some/file"), tf.errors.ResourceExhaustedError(None, None, f"/some/file; {full}")):
+        with pytest.raises(UserError, match="the disk is full; make room, then run again"), artifacts.guarded():
+            raise error
+    with pytest.raises(ZeroDivisionError), artifacts.guarded():
+        raise ZeroDivisionError
+
+
+def test_a_damaged_manifest_is_an_unfinished_output(copy_of_finished: Project) -> None:
+    before = exported_bytes(copy_of_finished, "colours")
+    for folder in (
+        the_run(copy_of_finished, "TrainFinalLayer"),
+        the_run(copy_of_finished, "ExportGraph"),
+        copy_of_finished.live("colours"),
+    ):
+        whole = (folder / "manifest.json").read_bytes()
+        (folder / "manifest.json").unlink()  # it may be shared with the store
+        (folder / "manifest.json").write_bytes(whole[:100])
+    done = copy_of_finished.export("--data", "colours", *FEW_STEPS)
+    assert done.returncode == 0, done.stderr
+    assert copy_of_finished.live("colours").name.startswith("0002-")
+    assert exported_bytes(copy_of_finished, "colours") == before
+
+
+def test_a_name_that_the_graph_has_already_is_refused(copy_of_finished: Project) -> None:
+    assert_one_line(
+        copy_of_finished.export("--data", "colours", *FEW_STEPS, "--final-tensor-name", "backbone"),
+        30,
+        "final_tensor_name = backbone",
+        "choose another",
+    )
+
+
+# --- Photos that are fetched ---------------------------------------------------------------------------------------------
+
+UNREACHABLE = """
+[images]
+url = http://127.0.0.1:9/photos.tgz
+sha256 = 00
+bytes = 10
+fallback = drawn
+"""
+DRAWN = "[images]\ndraw_per_class = 6\ndraw_seed = 1\n"
+
+
+def test_the_fallback_is_loud_named_and_remembered(project: Project) -> None:
+    project.profile("real", UNREACHABLE)
+    project.profile("drawn", DRAWN)
+    first = project.export("--data", "real", *FEW_STEPS)
+    assert first.returncode == 0, first.stderr
+    assert (
+        "THE PHOTOS OF real COULD NOT BE FETCHED: 127.0.0.1:9 cannot be reached (connection refused). Going on with drawn" in first.stderr
+    )
+    assert first.stdout.startswith("drawn: 30 photos in 5 classes")
+    assert not (project.root / "exports/real").exists()
+    assert manifest(project.live("drawn"))["data"] == "drawn"
+    assert {manifest(folder)["data"] for task in ("IndexImages", "ExportGraph") for folder in project.runs(task)} == {"drawn"}
+
+    again = project.export("--data", "real", *FEW_STEPS)
+    assert again.returncode == 0
+    assert "real: the photos could not be fetched" in again.stdout
+    assert "drawn: nothing to do" in again.stdout
+    assert "COULD NOT" not in again.stderr
+
+    # Once the network was tried again in vain, there is still nothing to do, and it says so.
+    (project.root / "store/fallbacks/real.json").unlink()
+    third = project.export("--data", "real", *FEW_STEPS)
+    assert "COULD NOT BE FETCHED" in third.stderr
+    assert third.stdout.startswith("drawn: nothing to do")
+
+    # The data set of its own name is the same, and was made already.
+    assert "nothing to do" in project.export("--data", "drawn", *FEW_STEPS).stdout
+
+    # Without the fallback it is an error that says what to do next; and real photos take over once they are there.
+    shutil.copy(REPOSITORY / "configs/cron.cfg", project.root / "configs/cron.cfg")
+    cron = project.export("--data", "real", *FEW_STEPS, LUIGI_CONFIG_PATH="configs/cron.cfg")
+    assert_one_line(cron, 30, "the photos of real cannot be fetched", "put a folder for each class into")
+    project.photos("real", 5)
+    real = project.export("--data", "real", *FEW_STEPS)
+    assert real.returncode == 0, real.stderr
+    assert real.stdout.startswith("real: 15 photos in 3 classes")
+
+
+def test_the_shipped_profiles_are_valid(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in (REPOSITORY / "configs").glob("*.cfg"):
+        shutil.copy(file, project.root / "configs")
+    dry = project.run([str(BIN / "luigi-deps-tree"), "--module", "pipeline", "Export", "--data", "flowers"])
+    assert dry.returncode == 0, dry.stderr
+    assert "FetchImages" in dry.stdout
