@@ -317,6 +317,7 @@ class Export(QuietTask):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._given = kwargs
+        self._published = False
 
     def check(self) -> None:
         """Raise UserError for a setting that is unknown or not allowed."""
@@ -384,6 +385,8 @@ class Export(QuietTask):
         return {name: path for name, path in wanted.items() if path}
 
     def complete(self) -> bool:
+        if self._published:
+            return True  # also where another run, with other settings, made its own version live a moment later
         try:
             self.check()
             if fallback := self.fallback:
@@ -425,6 +428,7 @@ class Export(QuietTask):
             for name, copy in self.copies.items():
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 files.write_atomic(copy, (version / name).read_bytes())
+            self._published = True
         if self.classifier.key in known:
             console.say(f"{self.data}: back to {shown(version)}, which was made before with these photos and settings")
         for line in result_lines(self.data, version, self.classifier):

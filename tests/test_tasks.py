@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -316,6 +317,35 @@ def test_two_starts_at_once(project: Project) -> None:
     assert first.returncode == 0, errors
     assert len(project.runs("ComputeBottlenecks")) == len(project.runs("TrainFinalLayer")) == 1
     assert len(project.runs("ExportGraph")) == 2
+
+
+OVERTAKEN = """
+import luigi, pipeline
+from pathlib import Path
+from pipeline import registry
+
+publish = registry.publish
+(other,) = Path("store/runs/ExportGraph").iterdir()
+
+def publish_and_be_overtaken(classifier, exports, waiting):
+    version = publish(classifier, exports, waiting)
+    publish(other.resolve(), exports, waiting)
+    return version
+
+registry.publish = publish_and_be_overtaken
+task = pipeline.Export(data="colours", how_many_training_steps=300, final_tensor_name="scores")
+print(luigi.build([task], local_scheduler=True, detailed_summary=True).status.name)
+"""
+
+
+def test_overtaken_by_another_publisher_is_no_failure(copy_of_finished: Project) -> None:
+    """Two runs with other settings end at once: both have published, and the later one is live."""
+    project = copy_of_finished
+    before = project.live("colours")
+    done = project.run([sys.executable, "-c", OVERTAKEN])
+    assert done.stdout.splitlines()[-1] == "SUCCESS", done.stderr
+    assert project.live("colours") == before
+    assert len(list((project.root / "exports" / "colours").glob("000*"))) == 2
 
 
 # --- What goes wrong -----------------------------------------------------------------------------------------------------
