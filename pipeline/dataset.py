@@ -9,13 +9,15 @@ from __future__ import annotations
 import collections
 import csv
 import dataclasses
-import io
+import operator
 import os
 import stat
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ _RACY_NS = 2_000_000_000
 """A file that changed less than this before it was read may change again within its time stamp (2 s on FAT)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Photo:
     """A row of a data set.
 
@@ -45,6 +47,7 @@ class Photo:
         format, width, height: as in its header; empty and 0 where it has a problem.
         problem: why it cannot be used; empty where it can.
         split: training, validation or testing; empty before the split.
+        view: 0 for the photo as it is, else the number of a distorted view of it.
     """
 
     path: str
@@ -56,35 +59,46 @@ class Photo:
     height: int = 0
     problem: str = ""
     split: str = ""
+    view: int = 0
 
 
 _COLUMNS = [field.name for field in dataclasses.fields(Photo)]
-_INTEGERS = ("bytes", "width", "height")
+_values_of = operator.attrgetter(*_COLUMNS)
+
+
+def _write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    with files.open_atomic(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 def write_photos(path: Path, photos: Iterable[Photo]) -> None:
     """Write an index as CSV, a row for each photo, whole or not at all."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    writer.writerows(dataclasses.astuple(photo) for photo in photos)
-    files.write_atomic(path, text.getvalue().encode("utf-8", "surrogateescape"))
+    _write_csv(path, chain([_COLUMNS], map(_values_of, photos)))
+
+
+def each_photo(path: Path) -> Iterator[Photo]:
+    """Read an index that ``write_photos`` wrote, a row at a time."""
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        rows = csv.reader(file)
+        next(rows)
+        yield from map(_from_texts, rows)
+
+
+def _from_texts(texts: Sequence[str]) -> Photo:
+    path, label, digest, size, kind, width, height, problem, split, view = texts
+    # What is the same in many rows is kept once: an index may have a million of them.
+    label, kind, problem, split = map(sys.intern, (label, kind, problem, split))
+    return Photo(path, label, digest, int(size), kind, int(width), int(height), problem, split, int(view))
 
 
 def read_photos(path: Path) -> list[Photo]:
-    """Read an index that ``write_photos`` wrote."""
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-        rows = csv.DictReader(file)
-        return [Photo(**{**row, **{name: int(row[name]) for name in _INTEGERS}}) for row in rows]  # type: ignore[arg-type]
+    """The index that ``write_photos`` wrote."""
+    return list(each_photo(path))
 
 
 def write_skipped(path: Path, skipped: Iterable[Photo]) -> None:
     """Write which photos are left out, and why, as CSV for a person to read."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("path", "reason"))
-    writer.writerows((photo.path, photo.problem) for photo in skipped)
-    files.write_atomic(path, text.getvalue().encode("utf-8", "surrogateescape"))
+    _write_csv(path, [("path", "reason"), *((photo.path, photo.problem) for photo in skipped)])
 
 
 def read_skipped(path: Path) -> list[Photo]:
@@ -122,7 +136,7 @@ def photos_in(names: Iterable[str]) -> list[Path]:
 # --- Scan -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Stamp:
     """What tells, without opening it, that a file is the one that was read before; as in git's index."""
 
@@ -137,36 +151,29 @@ class Memory:
     def __init__(self, file: Path) -> None:
         self._file = file
         self._rows: dict[str, tuple[Stamp, Photo]] = {}
-        self._changed = False
         try:
             with open(file, encoding="utf-8", errors="surrogateescape", newline="") as lines:
-                for mtime_ns, ctime_ns, path, label, digest, size, kind, width, height, problem, split in csv.reader(lines):
-                    photo = Photo(path, label, digest, int(size), kind, int(width), int(height), problem, split)
-                    self._rows[path] = Stamp(photo.bytes, int(mtime_ns), int(ctime_ns)), photo
+                for mtime_ns, ctime_ns, *texts in csv.reader(lines):
+                    photo = _from_texts(texts)
+                    self._rows[photo.path] = Stamp(photo.bytes, int(mtime_ns), int(ctime_ns)), photo
         except FileNotFoundError:
             pass
         except ValueError:
             self._rows = {}
 
-    def recall(self, path: str, stamp: Stamp) -> Photo | None:
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def recall(self, path: str, stamp: Stamp) -> tuple[Stamp, Photo] | None:
+        """The row of a file, unless it is unknown or has changed since."""
         known = self._rows.get(path)
-        return known[1] if known and known[0] == stamp else None
+        return known if known and known[0] == stamp else None
 
     def keep(self, rows: Sequence[tuple[Stamp, Photo]], read_at_ns: int) -> None:
         """Remember these rows and no others, but for those that may still change within their time stamp."""
-        settled = {
-            photo.path: (stamp, photo)
-            for stamp, photo in rows
-            if photo.sha256 and max(stamp.mtime_ns, stamp.ctime_ns) < read_at_ns - _RACY_NS
-        }
-        if settled == self._rows:
-            return
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        for stamp, photo in settled.values():
-            writer.writerow((stamp.mtime_ns, stamp.ctime_ns, *dataclasses.astuple(photo)))
+        settled = [(stamp, photo) for stamp, photo in rows if photo.sha256 and max(stamp.mtime_ns, stamp.ctime_ns) < read_at_ns - _RACY_NS]
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        files.write_atomic(self._file, text.getvalue().encode("utf-8", "surrogateescape"))
+        _write_csv(self._file, ((stamp.mtime_ns, stamp.ctime_ns, *_values_of(photo)) for stamp, photo in settled))
 
 
 def scan(folder: Path, memory: Memory, report: Report = lambda done, total: None) -> list[Photo]:
@@ -179,21 +186,18 @@ def scan(folder: Path, memory: Memory, report: Report = lambda done, total: None
         raise DataMissing(f"there is no folder {folder}; put a folder for each class of photos there, or name another one")
     now_ns = time.time_ns()
     found = sorted(_walk(folder), key=lambda item: item[0])
-    rows: dict[str, tuple[Stamp, Photo]] = {}
-    unread: list[tuple[str, Stamp]] = []
-    for path, stamp in found:
-        known = memory.recall(path, stamp)
-        if known:
-            rows[path] = stamp, known
-        else:
-            unread.append((path, stamp))
-    for done, (stamp, photo) in enumerate(map_in_threads(lambda item: (item[1], _read(folder, *item)), unread), 1):
-        rows[photo.path] = stamp, photo
+    rows = [memory.recall(path, stamp) for path, stamp in found]
+    unread = [number for number, row in enumerate(rows) if row is None]
+    report(0, len(unread))
+    for done, (number, photo) in enumerate(zip(unread, map_in_threads(lambda number: _read(folder, *found[number]), unread)), 1):
+        rows[number] = found[number][1], photo
         report(done, len(unread))
-    in_order = [rows[path] for path, _ in found]
-    odd = _beside_the_classes(folder, {photo.label for _, photo in in_order if photo.problem != _NOT_A_PHOTO})
-    memory.keep(in_order, now_ns)
-    return sorted([photo for _, photo in in_order if photo.problem != _NOT_A_PHOTO] + odd, key=lambda photo: photo.path)
+    found.clear()  # there may be a million of them
+    if unread or len(rows) != len(memory):
+        memory.keep([row for row in rows if row], now_ns)
+    photos = [photo for _, photo in filter(None, rows) if photo.problem != _NOT_A_PHOTO]
+    odd = _beside_the_classes(folder, {photo.label for photo in photos})
+    return sorted(photos + odd, key=lambda photo: photo.path) if odd else photos
 
 
 def _beside_the_classes(folder: Path, labels: set[str]) -> list[Photo]:
@@ -358,26 +362,27 @@ def _warnings(photos: list[Photo], skipped_labels: list[str]) -> list[str]:
     counts = collections.Counter(photo.label for photo in photos)
     few = [f"{label} ({count})" for label, count in sorted(counts.items()) if count < FEW_PHOTOS]
     if few:
-        warnings.append(f"fewer than {FEW_PHOTOS} photos in {len(few)} of {len(counts)} classes: {_shortened(few)}")
+        warnings.append(f"fewer than {FEW_PHOTOS} photos in {len(few)} of {len(counts)} classes: {shortened(few)}")
     gone = sorted(set(skipped_labels) - {*counts, ""})
     if gone:
-        warnings.append(f"classes without a photo that can be used are left out: {_shortened(gone)}")
+        warnings.append(f"classes without a photo that can be used are left out: {shortened(gone)}")
     by_case = collections.defaultdict(list)
     for label in sorted(counts):
         by_case[label.casefold()].append(label)
     alike = [" and ".join(labels) for labels in by_case.values() if len(labels) > 1]
     if alike:
-        warnings.append(f"labels that differ only in case are kept apart: {_shortened(alike)}")
+        warnings.append(f"labels that differ only in case are kept apart: {shortened(alike)}")
     labels_by_content: dict[str, dict[str, str]] = collections.defaultdict(dict)
     for photo in photos:
         labels_by_content[photo.sha256].setdefault(photo.label, photo.path)
     torn = [" and ".join(readable(path) for path in paths.values()) for paths in labels_by_content.values() if len(paths) > 1]
     if torn:
-        warnings.append(f"exact duplicates under more than one label: {len(torn)} ({_shortened(torn)})")
+        warnings.append(f"exact duplicates under more than one label: {len(torn)} ({shortened(torn)})")
     return warnings
 
 
-def _shortened(items: list[str], most: int = 5) -> str:
+def shortened(items: list[str], most: int = 5) -> str:
+    """The first items in words, and how many more there are."""
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
@@ -446,7 +451,7 @@ def _lend(photos: Sequence[Photo], group_of: list[int], ranks: dict[int, float],
     few = [f"{label} ({len(groups)})" for label, groups in sorted(groups_of_label.items()) if len(groups) < len(SPLITS)]
     if few:
         raise UserError(
-            f"too few different photos to have each of {', '.join(SPLITS)} in: {_shortened(few)}; "
+            f"too few different photos to have each of {', '.join(SPLITS)} in: {shortened(few)}; "
             f"add photos until each class has {len(SPLITS)} or more, or remove the folder"
         )
     # A group that lies in two classes may empty a split of one when it fills one of the other, so look again, but not for ever.
@@ -463,4 +468,4 @@ def _lend(photos: Sequence[Photo], group_of: list[int], ranks: dict[int, float],
             return
     torn = sorted(label for label, groups in groups_of_label.items() if len({splits[g] for g in groups}) < len(SPLITS))
     if torn:
-        raise UserError(f"no split has photos of every class, because of duplicates under several labels: {_shortened(torn)}")
+        raise UserError(f"no split has photos of every class, because of duplicates under several labels: {shortened(torn)}")

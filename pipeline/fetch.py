@@ -114,6 +114,7 @@ def _continue(url: str, part: Path, size: int, report: Report) -> None:
         length = response.headers.get("Content-Length", "")
         total = size or (done + int(length) if length.isdigit() else 0)
         _keep_version(part, response)
+        report(done, max(total, done))
         with open(part, "ab" if resumed else "wb") as file:
             try:
                 for piece in response.iter_content(1 << 16):

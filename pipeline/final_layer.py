@@ -124,12 +124,12 @@ def train(folder: Path, packed: Path, options: Options, report: Report = lambda 
     that was never killed. The checkpoint holds the weights of the last step (with the optimizer's slots and the global
     step) and those of the best one.
     """
-    matrix = bottlenecks.read_packed(packed)
-    photos = dataset.read_photos(packed / bottlenecks.INDEX)
-    labels = dataset.labels_of(photos)
+    matrix = bottlenecks.Packed(packed)
+    of_rows = [(photo.label, photo.split) for photo in dataset.each_photo(packed / bottlenecks.INDEX)]
+    labels = sorted({label for label, _ in of_rows})
     number_of = {label: number for number, label in enumerate(labels)}
-    label_ids = np.array([number_of[photo.label] for photo in photos], np.int32)
-    rows = {split: np.array([i for i, photo in enumerate(photos) if photo.split == split]) for split in dataset.SPLITS}
+    label_ids = np.array([number_of[label] for label, _ in of_rows], np.int32)
+    rows = {wanted: np.array([i for i, (_, split) in enumerate(of_rows) if split == wanted]) for wanted in dataset.SPLITS}
     with tf.Graph().as_default():
         trainer = _Trainer(matrix, label_ids, rows, len(labels), options)
         with session(threads=1) as running:
@@ -153,7 +153,9 @@ def train(folder: Path, packed: Path, options: Options, report: Report = lambda 
 class _Trainer:
     """The training graph and what is fed to it."""
 
-    def __init__(self, matrix: np.ndarray, label_ids: np.ndarray, rows: dict[str, np.ndarray], classes: int, options: Options) -> None:
+    def __init__(
+        self, matrix: bottlenecks.Packed, label_ids: np.ndarray, rows: dict[str, np.ndarray], classes: int, options: Options
+    ) -> None:
         self.matrix, self.label_ids, self.rows, self.options = matrix, label_ids, rows, options
         width = matrix.shape[1]
         self.global_step = tf.train.get_or_create_global_step()
@@ -201,6 +203,7 @@ class _Trainer:
         start = checkpoints.restore(running) or 0
         step_once = running.make_callable(self.train_step, [self.bottleneck, self.truth])
         with _writer(folder, "training", start) as training, _writer(folder, "validation", start) as validation:
+            report(start, steps)
             for step in range(start, steps):
                 step_once(*self._batch(self._training_rows(step)))
                 done = step + 1

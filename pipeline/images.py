@@ -2,17 +2,21 @@
 
 1. ``readable_bytes``: the file's bytes, checked by their header, as bytes that TensorFlow reads rightly. Most files pass
    untouched; what TensorFlow gets wrong in silence (EXIF rotation, palette bitmaps, animations) is re-encoded.
-2. ``decode_and_resize`` and ``normalise``: in the graph, bytes → pixels → the network's input.
+2. ``decode_and_resize`` and ``normalise``: in the graph, bytes → pixels → the network's input. Distorted views of training
+   photos take ``decode_and_distort`` instead; where a bottleneck is a mean, ``looks`` stand between the pixels and the network.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
+import math
 import struct
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.errors import BadImage
@@ -135,6 +139,16 @@ def _wants_reencoding(image: Image.Image, data: bytes) -> bool:
         return False
 
 
+def decode(encoded: tf.Tensor) -> tf.Tensor:
+    """In the graph: one encoded image (scalar string) → uint8 [height, width, 3], RGB."""
+    from pipeline.tensorflow_v1 import tf
+
+    # channels=3 always: with 0, TensorFlow 2.21 aborts the process on an animated WebP.
+    pixels = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    pixels.set_shape([None, None, 3])
+    return pixels
+
+
 def decode_and_resize(encoded: tf.Tensor, size: int) -> tf.Tensor:
     """In the graph: one encoded image (scalar string) → float32 [size, size, 3] in 0..255, RGB.
 
@@ -143,13 +157,125 @@ def decode_and_resize(encoded: tf.Tensor, size: int) -> tf.Tensor:
     """
     from pipeline.tensorflow_v1 import tf
 
-    # channels=3 always: with 0, TensorFlow 2.21 aborts the process on an animated WebP.
-    pixels = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    pixels.set_shape([None, None, 3])
-    batch = tf.raw_ops.ResizeBilinear(images=pixels[tf.newaxis], size=[size, size], half_pixel_centers=True)
+    batch = tf.raw_ops.ResizeBilinear(images=decode(encoded)[tf.newaxis], size=[size, size], half_pixel_centers=True)
     return batch[0]
 
 
 def normalise(pixels: Any, mean: float, scale: float) -> Any:
     """Pixels in 0..255 → the range that the network was trained on: (x - mean) / scale."""
     return (pixels - mean) / scale
+
+
+# --- Distorted views of training photos -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Distortions:
+    """How a training photo is varied; the first four as ``retrain.py`` had them.
+
+    Attributes:
+        flip_left_right: mirror half of the views.
+        random_crop: percent of margin around the part that is seen: 10 cuts a tenth off, anywhere.
+        random_scale: percent by which the part that is seen is enlarged, from 0 to this.
+        random_brightness: percent by which pixels are multiplied up or down.
+        random_rotation: degrees by which it is turned, to either side.
+        random_colour: percent by which the colours are made stronger or weaker.
+    """
+
+    flip_left_right: bool = False
+    random_crop: float = 0.0
+    random_scale: float = 0.0
+    random_brightness: float = 0.0
+    random_rotation: float = 0.0
+    random_colour: float = 0.0
+
+    def drawn(self, sha256: str, view: int, seed: int) -> np.ndarray:
+        """One view of one photo, float32 [7], a function of its arguments alone.
+
+        In it: enlargement, centre x and y (0..1), 1 or -1 for mirrored, angle in radians, brightness, colour.
+        """
+        digest = hashlib.sha256(f"{seed}/{view}/{sha256}".encode()).digest()
+        rng = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "big")))
+        # All are drawn always, so that one distortion does not change what the others draw.
+        scale, x, y, flip, brightness, angle, colour = rng.uniform(size=7)
+        enlarged = (1 + self.random_crop / 100) * (1 + scale * self.random_scale / 100)
+        room = 1 - 1 / enlarged
+        return np.array(
+            [
+                enlarged,
+                0.5 + (x - 0.5) * room,
+                0.5 + (y - 0.5) * room,
+                -1 if self.flip_left_right and flip < 0.5 else 1,
+                math.radians(self.random_rotation) * (2 * angle - 1),
+                1 + self.random_brightness / 100 * (2 * brightness - 1),
+                1 + self.random_colour / 100 * (2 * colour - 1),
+            ],
+            np.float32,
+        )
+
+
+NO_DISTORTIONS = Distortions()
+
+
+def decode_and_distort(encoded: tf.Tensor, drawn: tf.Tensor, size: int) -> tf.Tensor:
+    """In the graph: one encoded image and a view of it (``Distortions.drawn``) → float32 [size, size, 3] in 0..255, RGB.
+
+    Cut, enlarged, mirrored and turned in a single bilinear step; past its edges the photo goes on as its mirror image.
+    """
+    from pipeline.tensorflow_v1 import tf
+
+    pixels = tf.cast(decode(encoded), tf.float32)
+    enlarged, centre_x, centre_y, mirrored, angle, brightness, colour = tf.unstack(drawn, 7)
+    height, width = (tf.cast(tf.shape(pixels)[axis], tf.float32) for axis in (0, 1))
+    cos, sin = tf.cos(angle), tf.sin(angle)
+    # Pixels of the photo to a pixel of the view, along both axes; half-pixel centres, as in decode_and_resize.
+    across, down = mirrored * width / (enlarged * size), height / (enlarged * size)
+    middle = (size - 1) / 2
+    row_x = [cos * across, -sin * down, centre_x * width - 0.5 - middle * (cos * across - sin * down)]
+    row_y = [sin * across, cos * down, centre_y * height - 0.5 - middle * (sin * across + cos * down)]
+    seen = tf.raw_ops.ImageProjectiveTransformV3(
+        images=pixels[tf.newaxis],
+        transforms=tf.stack([*row_x, *row_y, 0.0, 0.0])[tf.newaxis],
+        output_shape=[size, size],
+        fill_value=0.0,
+        interpolation="BILINEAR",
+        fill_mode="REFLECT",
+    )[0]
+    grey = tf.reduce_mean(seen, axis=-1, keepdims=True)
+    return tf.clip_by_value((grey + (seen - grey) * colour) * brightness, 0.0, 255.0)
+
+
+# --- Several looks at one photo -------------------------------------------------------------------------------------
+
+AVERAGES = ("none", "mirror", "mirror+crops")
+"""Of which looks at a photo the bottleneck is the mean: the photo, also its mirror image, also its four corners."""
+
+CROP = 0.875
+"""The side of a corner crop, as a share of the photo's: what networks are usually tested on."""
+
+
+def looks(batch: tf.Tensor, average: str) -> tuple[tf.Tensor, int]:
+    """In the graph: images [batch, size, size, 3] → all looks at them [looks * batch, size, size, 3], and how many each has."""
+    from pipeline.tensorflow_v1 import tf
+
+    if average == "none":
+        return batch, 1
+    seen = [batch]
+    if average == "mirror+crops":
+        size = int(batch.shape[1])
+        boxes = [(y, x, y + CROP, x + CROP) for y in (0, 1 - CROP) for x in (0, 1 - CROP)]
+        for top, left, bottom, right in boxes:
+            y, x, end_y, end_x = (round(size * edge) for edge in (top, left, bottom, right))
+            corner = batch[:, y:end_y, x:end_x, :]
+            seen.append(tf.raw_ops.ResizeBilinear(images=corner, size=[size, size], half_pixel_centers=True))
+    seen += [tf.reverse(look, [2]) for look in seen]
+    return tf.concat(seen, axis=0), len(seen)
+
+
+def mean_look(vectors: tf.Tensor, count: int) -> tf.Tensor:
+    """In the graph: the vectors of all looks [count * batch, width] → their mean for each photo [batch, width]."""
+    from pipeline.tensorflow_v1 import tf
+
+    if count == 1:
+        return vectors
+    return tf.reduce_mean(tf.reshape(vectors, [count, -1, int(vectors.shape[-1])]), axis=0)

@@ -15,7 +15,7 @@ import dataclasses
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,11 @@ class Paths:
 
     def run(self, family: str, key: str) -> Path:
         return self.store / "runs" / family / key
+
+    def runs(self, family: str) -> list[Path]:
+        """The outputs of all runs of a task."""
+        folder = self.store / "runs" / family
+        return sorted(folder.iterdir()) if folder.is_dir() else []
 
     def work(self, family: str, key: str) -> Path:
         return self.store / "work" / family / key
@@ -224,6 +229,11 @@ def whole_number(low: int, high: int, **kwargs: Any) -> Checked:
         return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
     return Checked(int, allows, f"a whole number from {low} to {high}", **kwargs)
+
+
+def choice(values: Sequence[str], **kwargs: Any) -> Checked:
+    """A parameter that is one of ``values``."""
+    return Checked(str, lambda value: value in values, ", ".join(values[:-1]) + f" or {values[-1]}", **kwargs)
 
 
 def switch(**kwargs: Any) -> Checked:

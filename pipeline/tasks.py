@@ -21,18 +21,22 @@ import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import luigi
 from luigi.cmdline_parser import CmdlineParser
 from luigi.parameter import UnconsumedParameterWarning
 from luigi.util import inherits, requires
 
-from pipeline import artifacts, backbones, console, dataset, files, registry, settings, sources
+from pipeline import artifacts, backbones, console, dataset, files, images, registry, settings, sources
 from pipeline.artifacts import Artifact, QuietTask
 from pipeline.dataset import Photo
 from pipeline.errors import UserError
-from pipeline.settings import number, switch, text, whole_number
+from pipeline.settings import choice, number, switch, text, whole_number
+from pipeline.vector_cache import VectorCache
+
+if TYPE_CHECKING:
+    from pipeline import bottlenecks
 
 INDEX = "index.csv"
 SKIPPED = "skipped.csv"
@@ -190,6 +194,23 @@ class ComputeBottlenecks(Artifact):
     VERSION = "1"
 
     images = luigi.Parameter(default="", positional=False, significant=False, description="folder of the photos, if it is not data/NAME")
+    precision = choice(
+        ("float32", "bfloat16", "float16"),
+        default="float32",
+        description="arithmetic in the network; bfloat16 is twice as fast on CPUs that have it, float16 on GPUs, both a little less exact",
+    )
+    average_views = choice(
+        ("none", "mirror", "mirror+crops"),
+        default="none",
+        description="looks at a photo whose mean its bottleneck is, in training and in the export; 1, 2 or 10 times the work",
+    )
+    flip_left_right = switch(default=False, description="train on distorted views too: mirror half of them")
+    random_crop = number(0, 90, default=0.0, description="distorted views: percent of margin that is cut off")
+    random_scale = number(0, 100, default=0.0, description="distorted views: percent they are enlarged by at most")
+    random_brightness = number(0, 100, default=0.0, description="distorted views: percent of brightness up or down")
+    random_rotation = number(0, 180, default=0.0, description="distorted views: degrees they are turned by at most, to either side")
+    random_colour = number(0, 100, default=0.0, description="distorted views: percent of colour more or less")
+    distorted_views = whole_number(1, 1000, default=8, description="distorted views of each training photo, if there are to be any")
 
     def make(self, work: Path) -> dict[str, Any]:
         from pipeline import bottlenecks
@@ -198,30 +219,59 @@ class ComputeBottlenecks(Artifact):
         photos = dataset.read_photos(index_task.folder / INDEX)
         skipped = dataset.read_skipped(index_task.folder / SKIPPED)
         backbone = backbones.load(model_task.folder)
-        cache = bottlenecks.VectorCache(settings.paths().bottleneck_dir / backbone.vectors_key(), backbone.width)
-        with self.progress("photos") as report:
-            started = time.time()
-            filled = bottlenecks.compute(photos, Path(self.images), lambda: bottlenecks.load_network(model_task.folder), cache, report)
-        rate = f", {filled.computed / (time.time() - started):.0f} a second" if filled.computed else ""
-        damaged = f", {filled.damaged} of them anew because their file was damaged" if filled.damaged else ""
-        console.note(f"bottlenecks: {filled.cached} from the cache, {filled.computed} computed{damaged}{rate}")
+        extraction = self.extraction()
+        cache = extraction.cache(settings.paths().bottleneck_dir, backbone)
+        filled = self._fill(photos, cache, extraction)
         # A photo that failed only now may have been the last of its class in its split: check and split again.
         found = [dataclasses.replace(photo, split="", problem=filled.problems.get(photo.path, "")) for photo in photos]
         index = index_task.index_of(sorted(found + skipped, key=lambda photo: photo.path))
         if filled.problems:
             for line in index.warnings:
                 console.warn(f"{self.data}: {line}")
+        views = extraction.views_of(index.photos)
+        filled_views = self._fill(views, cache, extraction)
+        for path, problem in filled_views.problems.items():
+            raise UserError(f"{dataset.readable(path)}: {problem}; run again")
         dataset.write_skipped(work / SKIPPED, index.skipped)
         with self.progress("rows") as report:
-            bottlenecks.pack(index.photos, cache, backbone.width, work, report)
+            bottlenecks.pack([*index.photos, *views], cache, backbone.width, work, report)
         return {
             "data": self.data,
-            "vectors": backbone.vectors_key(),
-            "computed": filled.computed,
-            "cached": filled.cached,
-            "damaged": filled.damaged,
+            "vectors": [extraction.key(backbone), *([extraction.views_key(backbone)] if views else [])],
+            "computed": filled.computed + filled_views.computed,
+            "cached": filled.cached + filled_views.cached,
+            "damaged": filled.damaged + filled_views.damaged,
+            "views": len(views),
             **dataset.figures(index),
         }
+
+    def _fill(self, rows: Sequence[Photo], cache: VectorCache, extraction: bottlenecks.Extraction) -> bottlenecks.Filled:
+        """Compute what the cache lacks of ``rows``, and say what that came to."""
+        from pipeline import bottlenecks, network
+
+        def load() -> network.Network:
+            return network.load(self.requires()[1].folder, precision=self.precision, average=self.average_views)
+
+        if not rows:
+            return bottlenecks.Filled(0, 0, [], {})
+        unit = "views" if rows[0].view else "photos"
+        with self.progress(unit) as report:
+            started = time.time()
+            filled = bottlenecks.compute(rows, Path(self.images), load, cache, drawn=extraction.drawn, report=report)
+        rate = f", {filled.computed / (time.time() - started):.0f} a second" if filled.computed else ""
+        console.note(f"bottlenecks of {len(rows)} {unit}: {filled.cached} from the cache, {filled.computed} computed{rate}")
+        if filled.damaged:
+            named = dataset.shortened([dataset.readable(path) for path in filled.damaged])
+            console.warn(f"the vectors of {len(filled.damaged)} {unit} were damaged on disk and made again: {named}")
+        return filled
+
+    def extraction(self) -> bottlenecks.Extraction:
+        """How photos become vectors, from the parameters."""
+        from pipeline import bottlenecks
+
+        distortions = images.Distortions(**{field.name: getattr(self, field.name) for field in dataclasses.fields(images.Distortions)})
+        views = self.distorted_views if distortions != images.NO_DISTORTIONS else 0
+        return bottlenecks.Extraction(self.precision, self.average_views, views, distortions, self.seed)
 
 
 @requires(ComputeBottlenecks)
@@ -267,7 +317,14 @@ class ExportGraph(Artifact):
         packed = training.requires()
         index_task, model_task = packed.requires()
         graph = export.export(
-            work, model_task.folder, training.folder, packed.folder, Path(self.images), final_tensor_name=self.final_tensor_name
+            work,
+            model_task.folder,
+            training.folder,
+            packed.folder,
+            Path(self.images),
+            final_tensor_name=self.final_tensor_name,
+            average_views=self.average_views,
+            precision=self.precision,
         )
         trained = training.output().manifest()
         tasks = (index_task, model_task, packed, training)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from pipeline import bottlenecks, checkpoint, dataset, evaluation, final_layer
-from pipeline.bottlenecks import VectorCache
 from pipeline.dataset import Photo
 from pipeline.tensorflow_v1 import session, tf
+from pipeline.vector_cache import VectorCache
 
 WIDTH, CLASSES, COUNT = 12, 3, 240
 OPTIONS = final_layer.Options(
@@ -34,7 +34,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = VectorCache(folder / "vectors", WIDTH)
     photos = [Photo(f"{label}/{i:03d}.jpg", label, sha256=f"{i:064x}", bytes=1) for i, label in enumerate(labels)]
     for i, photo in enumerate(photos):
-        cache.write(photo.sha256, (5 + centres[i % CLASSES] + rng.normal(size=WIDTH)).astype(np.float32))
+        cache.write((5 + centres[i % CLASSES] + rng.normal(size=WIDTH)).astype(np.float32), photo.sha256)
     photos = dataset.split(sorted(photos, key=lambda p: p.path), testing_percentage=20, validation_percentage=20, seed=0)
     bottlenecks.pack(photos, cache, WIDTH, folder)
     return folder
@@ -47,7 +47,7 @@ def tensors(folder: Path) -> dict[str, bytes]:
 
 def splits(packed: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Vectors and label ids by split."""
-    matrix, photos = bottlenecks.read_packed(packed), dataset.read_photos(packed / bottlenecks.INDEX)
+    matrix, photos = bottlenecks.Packed(packed), dataset.read_photos(packed / bottlenecks.INDEX)
     labels = dataset.labels_of(photos)
     result = {}
     for split in dataset.SPLITS:

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from pipeline import console, files, images
+from pipeline import console, files
 from pipeline.backbones.catalogue import CATALOGUE, Archive, Package
 from pipeline.backbones.frozen import NOTHING_SAID, Description, Frozen
 from pipeline.console import Report
@@ -78,11 +78,6 @@ class Backbone:
     weights_sha256: str
     source: str
     licence: str
-
-    def vectors_key(self) -> str:
-        """Names the folder of cached vectors: everything but the photo that decides their numbers."""
-        deciding = (self.graph_sha256, self.input_size, self.mean, self.std, images.PREPROCESSING_VERSION, "float32")
-        return f"{self.name}-{files.sha256_bytes(repr(deciding).encode())[:16]}"
 
 
 # --- Naming a model -----------------------------------------------------------------------------------------------------
