@@ -48,12 +48,13 @@ class Joined:
 
 def join(
     backbone_folder: Path,
+    final_layer_folder: Path,
     classes: int,
     *,
     final_tensor_name: str = "final_result",
     average_views: str = "none",
     stop_gradient: bool = True,
-) -> tuple[Joined, Callable[[tf.Session, Path], None]]:
+) -> tuple[Joined, Callable[[tf.Session], None]]:
     """Build backbone and final layer on the default graph.
 
     ``average_views`` are the looks at a photo of which its bottleneck is the mean, as in training.
@@ -62,7 +63,7 @@ def join(
     backwards. Without it the graph has the same variables, so that a checkpoint of the one restores into the other; that
     is how fine-tuning begins.
 
-    Returns the tensors, and a function of a session and the folder of the trained final layer that restores both.
+    Returns the tensors, and a function of a session that restores both from their folders.
     """
     backbone = backbones.load(backbone_folder)
     size = backbone.input_size
@@ -78,17 +79,16 @@ def join(
     )
     features = tf.get_default_graph().get_tensor_by_name(f"{BACKBONE_SCOPE}/{backbones.BOTTLENECK}")
     bottleneck = tf.identity(images.mean_look(features, looks), name="bottleneck")
-    layer = final_layer.variables(backbone.width, classes)
-    logits = final_layer.logits(tf.stop_gradient(bottleneck) if stop_gradient else bottleneck, layer)
+    logits, layer = final_layer.build(final_layer_folder, tf.stop_gradient(bottleneck) if stop_gradient else bottleneck, classes)
     probabilities = tf.nn.softmax(logits, name=final_tensor_name)
     if probabilities.op.name != final_tensor_name:
         raise UserError(
             f"final_tensor_name = {final_tensor_name}: the graph has a node of this name already; choose another, like final_result"
         )
 
-    def restore(running: tf.Session, final_layer_folder: Path) -> None:
+    def restore(running: tf.Session) -> None:
         restorer.restore(running, checkpoint.latest(backbone_folder))
-        final_layer.restore_best(running, final_layer_folder, layer)
+        final_layer.restore(running, final_layer_folder, layer)
 
     return Joined(image_bytes, image, bottleneck, probabilities), restore
 
@@ -113,9 +113,11 @@ def export(
     photos = dataset.read_photos(packed / bottlenecks.INDEX)
     labels = dataset.labels_of(photos)
     with tf.Graph().as_default() as graph:
-        joined, restore = join(backbone_folder, len(labels), final_tensor_name=final_tensor_name, average_views=average_views)
+        joined, restore = join(
+            backbone_folder, final_layer_folder, len(labels), final_tensor_name=final_tensor_name, average_views=average_views
+        )
         with session(threads=1) as running:
-            restore(running, final_layer_folder)
+            restore(running)
             Checkpoints(folder, CHECKPOINT, max_to_keep=1).save(running)
             frozen = tf.graph_util.convert_variables_to_constants(running, graph.as_graph_def(), [final_tensor_name])
             files.write_atomic(folder / GRAPH, frozen.SerializeToString(deterministic=True))

@@ -32,11 +32,11 @@ from pipeline import artifacts, backbones, console, dataset, files, images, regi
 from pipeline.artifacts import Artifact, QuietTask
 from pipeline.dataset import Photo
 from pipeline.errors import UserError
-from pipeline.settings import choice, number, switch, text, whole_number
+from pipeline.settings import choice, number, numbers, switch, text, whole_number
 from pipeline.vector_cache import VectorCache
 
 if TYPE_CHECKING:
-    from pipeline import bottlenecks
+    from pipeline import bottlenecks, final_layer
 
 INDEX = "index.csv"
 SKIPPED = "skipped.csv"
@@ -282,10 +282,33 @@ class TrainFinalLayer(Artifact):
 
     how_many_training_steps = whole_number(1, 10**8, default=4000, description="mini-batches to train on")
     train_batch_size = whole_number(1, 2**16, default=100, description="photos in a mini-batch")
-    learning_rate = number(1e-9, 1e3, default=0.03, description="learning rate of gradient descent with momentum 0.9")
-    weight_decay = number(0, 1e3, default=0.003, description="L2 penalty on the weights")
+    learning_rate = numbers(
+        1e-9,
+        1e3,
+        default=(0.03,),
+        description="learning rate; where it, weight_decay or label_smoothing has several "
+        "values, each combination is trained, and the best on validation is kept",
+    )
+    weight_decay = numbers(0, 1e3, default=(0.001, 0.003, 0.01), description="L2 penalty on the weights")
+    label_smoothing = numbers(0, 0.9, default=(0.0,), description="share of the truth that is spread over all classes")
+    optimizer = choice(("sgd", "momentum", "adam"), default="momentum", description="kind of gradient descent")
+    schedule = choice(("constant", "cosine", "step"), default="constant", description="how the learning rate changes with the steps")
+    dropout = number(0, 0.95, default=0.0, description="share of the features that a step does not see")
+    hidden_units = whole_number(0, 2**16, default=0, description="units of a hidden layer before the last; 0 is none")
+    class_weights = choice(
+        ("none", "balanced"), default="none", description="balanced: each class weighs the same, however many photos it has"
+    )
+    patience = whole_number(0, 10**6, default=0, description="looks without a better result before training stops; 0 is never")
     eval_step_interval = whole_number(1, 10**8, default=50, description="steps between looks at the validation photos")
     checkpoint_interval = whole_number(1, 10**8, default=200, significant=False, description="steps between checkpoints")
+    max_to_keep = whole_number(0, 10**6, default=5, significant=False, description="checkpoints of the training that are kept; 0 is all")
+    keep_checkpoint_every_n_hours = number(
+        1e-6, 1e6, default=10_000.0, significant=False, description="keep a checkpoint for good for each so many hours of training"
+    )
+    init_from = luigi.Parameter(
+        default="", positional=False, significant=False, description="folder of an export whose final layer the training starts from"
+    )
+    init_from_key = luigi.Parameter(default="", positional=False)
 
     def make(self, work: Path) -> dict[str, Any]:
         from pipeline import final_layer
@@ -293,8 +316,27 @@ class TrainFinalLayer(Artifact):
         names = [field.name for field in dataclasses.fields(final_layer.Options)]
         options = final_layer.Options(**{name: getattr(self, name) for name in names})
         with self.progress("steps") as report:
-            result = final_layer.train(work, self.requires().folder, options, report)
-        return {"data": self.data, **dataclasses.asdict(result), "test_accuracy": result.test_accuracy}
+            result = final_layer.train(work, self.requires().folder, options, report, self._start())
+        return {
+            "data": self.data,
+            **dataclasses.asdict(result),
+            **dataclasses.asdict(result.best),
+            "test_accuracy": result.test_accuracy,
+        }
+
+    def _start(self) -> final_layer.Start | None:
+        """The final layer to start from. Raises UserError where it belongs to another network."""
+        from pipeline import final_layer
+
+        if not self.init_from:
+            return None
+        export = Path(self.init_from)
+        manifest = files.read_json(export / files.MANIFEST)
+        ours = backbones.load(self.requires().requires()[1].folder)
+        if manifest["backbone"]["graph_sha256"] != ours.graph_sha256:
+            there = manifest["backbone"]["name"]
+            raise UserError(f"init_from = {export}: it was trained on {there}, and this is {ours.name}; name an export of the same model")
+        return final_layer.Start.read(export, manifest["labels"])
 
 
 @requires(TrainFinalLayer)
@@ -328,7 +370,8 @@ class ExportGraph(Artifact):
         )
         trained = training.output().manifest()
         tasks = (index_task, model_task, packed, training)
-        kept = ("best_step", "validation_loss", "validation_accuracy", "test_count", "test_correct", "test_accuracy", "test_interval")
+        of_candidate = ("best_step", "validation_loss", "validation_accuracy", "learning_rate", "weight_decay", "label_smoothing")
+        kept = (*of_candidate, "test_count", "test_correct", "test_accuracy", "test_interval")
         return {
             "data": self.data,
             "snapshot": self.snapshot,
@@ -346,9 +389,10 @@ class ExportGraph(Artifact):
 class Export(QuietTask):
     """From a folder of labelled photos to a published classifier. The only task that looks at the folder, once a run."""
 
-    # Not parameters here: what the look at the folder finds, and what the model is; both are handed down.
+    # Not parameters here: what the look at the folder finds, what the model is, and what is started from; all are handed down.
     snapshot = None
     model_identity = None
+    init_from_key = None
     allow_fallback = switch(default=True, significant=False, description="use the profile's fallback where the photos cannot be fetched")
 
     @classmethod
@@ -386,7 +430,7 @@ class Export(QuietTask):
         ]
         settings.check_configuration(["data", *names], families)
         settings.check_parameters(self)
-        _ = self.identified_model  # raises for a model that cannot be found
+        _ = self.identified_model, self.start  # raise for what cannot be found
         if self.testing_percentage + self.validation_percentage > 90:
             raise UserError(
                 f"testing_percentage = {self.testing_percentage:g} and validation_percentage = {self.validation_percentage:g} "
@@ -412,6 +456,19 @@ class Export(QuietTask):
         return backbones.identify(self.model)
 
     @cached_property
+    def start(self) -> Path | None:
+        """The export whose final layer the training starts from. Raises UserError for one that cannot be found."""
+        if not self.init_from:
+            return None
+        exports = settings.paths(self.data).exports
+        version = registry.find(self.init_from, exports)
+        if version.parent == (exports / self.data).resolve() and version.name != Path(self.init_from).name:
+            raise UserError(
+                f"init_from = {self.init_from} is another version after each run, so that each run would train anew; name {shown(version)}"
+            )
+        return version
+
+    @cached_property
     def classifier(self) -> ExportGraph:
         """The task that makes the classifier from the photos as they are now. Looks at the folder the first time."""
         paths = settings.paths(self.data)
@@ -422,8 +479,15 @@ class Export(QuietTask):
         if not kept.is_file():
             kept.parent.mkdir(parents=True, exist_ok=True)
             dataset.write_photos(kept, photos)
-        model = absolute_model(self.model)
-        return self.clone(ExportGraph, snapshot=snapshot, images=str(self.photos_folder), model=model, model_identity=self.identified_model)
+        return self.clone(
+            ExportGraph,
+            snapshot=snapshot,
+            images=str(self.photos_folder),
+            model=absolute_model(self.model),
+            model_identity=self.identified_model,
+            init_from=str(self.start or ""),
+            init_from_key=registry.key_of(self.start) if self.start else "",
+        )
 
     @property
     def live(self) -> Path | None:
@@ -551,7 +615,8 @@ def say_up_to_date(task: Export) -> None:
 @Export.event_handler(luigi.Event.DEPENDENCY_DISCOVERED)
 def _say_settings(task: Export, _: luigi.Task) -> None:
     file = settings.profile(task.data).file
-    values = ", ".join(f"{name} = {getattr(task, name)}" for name, _ in task.get_params() if getattr(task, name) not in ("", None))
+    given = {name: parameter.serialize(getattr(task, name)) for name, parameter in task.get_params() if getattr(task, name) is not None}
+    values = ", ".join(f"{name} = {value}" for name, value in given.items() if value)
     console.note(f"settings{f' (with {shown(file)})' if file else ''}: {values}")
 
 

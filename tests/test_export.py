@@ -26,7 +26,7 @@ class Trained:
         cache = VectorCache(root / "vectors", 1280)
         bottlenecks.compute(rows, self.photos, lambda: network.load(backbone, average=average), cache)
         bottlenecks.pack(rows, cache, 1280, self.packed)
-        final_layer.train(self.layer, self.packed, final_layer.Options(30, 8, 0.01, 0.01, 10, 10, 0))
+        final_layer.train(self.layer, self.packed, final_layer.Options(30, 8, (0.01,), (0.01,), 10, 10, 0))
 
     def export(self, folder: Path, name: str = "final_result") -> dict[str, object]:
         folder.mkdir()
@@ -147,7 +147,7 @@ def variables_of(scope: str) -> list[tf.Variable]:
 @pytest.mark.parametrize("stop", [True, False])
 def test_no_gradient_passes_the_stop_and_all_pass_without(trained: Trained, stop: bool) -> None:
     with tf.Graph().as_default():
-        joined, _ = export.join(trained.backbone, 2, stop_gradient=stop)
+        joined, _ = export.join(trained.backbone, trained.layer, 2, stop_gradient=stop)
         loss = tf.reduce_sum(tf.log(joined.probabilities[:, 0]))
         into_backbone = tf.gradients(loss, [v for v in variables_of("backbone") if "/classes/" not in v.name])
         into_layer = tf.gradients(loss, variables_of("final_layer"))
@@ -162,8 +162,8 @@ def test_with_and_without_the_stop_are_the_same_forwards_and_restore_from_one_ch
     names = []
     for stop in (True, False):
         with tf.Graph().as_default(), session(threads=1) as running:
-            joined, restore = export.join(trained.backbone, 2, stop_gradient=stop)
-            restore(running, trained.layer)
+            joined, restore = export.join(trained.backbone, trained.layer, 2, stop_gradient=stop)
+            restore(running)
             results.append(running.run(joined.probabilities, {joined.image_bytes: [encoded("PNG")]}))
             names.append(sorted(variable.name for variable in tf.global_variables()))
     np.testing.assert_allclose(results[0], results[1], atol=1e-6)
@@ -172,9 +172,9 @@ def test_with_and_without_the_stop_are_the_same_forwards_and_restore_from_one_ch
 
 def test_the_best_weights_are_exported_and_not_the_last(trained: Trained) -> None:
     with tf.Graph().as_default(), session(threads=1) as running:
-        _, restore = export.join(trained.backbone, 2)
-        restore(running, trained.layer)
+        _, restore = export.join(trained.backbone, trained.layer, 2)
+        restore(running)
         (weights,) = (v for v in variables_of("final_layer") if v.name == "final_layer/weights:0")
         found = running.run(weights)
-    np.testing.assert_array_equal(found, checkpoint.read(trained.layer, "best/weights"))
+    np.testing.assert_array_equal(found, checkpoint.read(trained.layer, "chosen/weights"))
     assert backbones.load(trained.backbone).width == found.shape[0]
