@@ -45,7 +45,7 @@ def test_both_benchmarks_print_what_they_measured(tmp_path: Path, capsys: pytest
     assert len(re.findall(r"contended.*GEMM \d+ → \d+ GFLOP/s", out)) == 2
     assert re.search(r"floor [\d.]+ ms/photo", out)
     assert re.search(r"pipeline: a linear head on its vectors names [\d.]+% rightly \(\d+ of 12", out)
-    assert re.search(r"classic: [\d.]+ MB of event files in 2 steps", out)
+    assert re.search(r"classic: [\d.]+ MB of event files in 1 steps", out)
 
 
 def test_too_few_photos_are_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
