@@ -109,14 +109,15 @@ def naming_bad_images(run: Network) -> Network:
         try:
             return run(data)
         except tf.errors.InvalidArgumentError as error:
-            raise BadImage(f"cannot be decoded: {_first_sentence(error.message)}") from None
+            raise BadImage(f"cannot be decoded, it is damaged or of a rare kind: {_reason(error.message)}") from None
 
     return network
 
 
-def _first_sentence(message: str) -> str:
-    line = message.strip().splitlines()[0] if message.strip() else "no reason given"
-    return line.partition("[[")[0].strip().removeprefix("{{function_node").strip()[:200]
+def _reason(message: str) -> str:
+    """What went wrong, without TensorFlow's lines before it that say where in the graph."""
+    lines = message.partition("[[{{")[0].split("\n")
+    return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "no reason given")
 
 
 @dataclass(frozen=True)
@@ -166,9 +167,9 @@ def compute(
 def _compute_one(photo: Photo, folder: Path, network: Network, cache: VectorCache) -> str:
     """Compute and keep one vector. Returns the problem, or nothing."""
     try:
-        data = (folder / photo.path).read_bytes()
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
+        data = images.read_file(folder / photo.path)
+    except BadImage as error:
+        return str(error)
     if files.sha256_bytes(data) != photo.sha256:
         return "it changed while the run was going on; the next run takes it as it is then"
     try:
