@@ -13,7 +13,7 @@ import io
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -42,7 +42,7 @@ class Photo:
         label: the name of the folder below the data set's folder that it lies in.
         sha256: of the file's bytes; empty where they cannot be read.
         bytes: the file's size.
-        format, width, height: as in its header; empty and 0 where it has a problem.
+        format, width, height, reencode: as in its header; empty and 0 where it has a problem.
         problem: why it cannot be used; empty where it can.
         split: training, validation or testing; empty before the split.
     """
@@ -54,6 +54,7 @@ class Photo:
     format: str = ""
     width: int = 0
     height: int = 0
+    reencode: bool = False
     problem: str = ""
     split: str = ""
 
@@ -61,21 +62,34 @@ class Photo:
 _COLUMNS = [field.name for field in dataclasses.fields(Photo)]
 _INTEGERS = ("bytes", "width", "height")
 
+LISTED = 1000
+"""Photos that a manifest lists at most, of those that are re-encoded."""
+
+
+def _row(photo: Photo) -> list[object]:
+    """A photo as a row of CSV, with 0 and 1 for false and true."""
+    return [int(value) if isinstance(value, bool) else value for value in dataclasses.astuple(photo)]
+
+
+def _photo(row: Mapping[str, str]) -> Photo:
+    """The photo of such a row. Raises KeyError or ValueError for another one."""
+    numbers = {name: int(row[name]) for name in _INTEGERS}
+    return Photo(**{**row, **numbers, "reencode": bool(int(row["reencode"]))})  # type: ignore[arg-type]
+
 
 def write_photos(path: Path, photos: Iterable[Photo]) -> None:
     """Write an index as CSV, a row for each photo, whole or not at all."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
-    writer.writerows(dataclasses.astuple(photo) for photo in photos)
+    writer.writerows(_row(photo) for photo in photos)
     files.write_atomic(path, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
 def read_photos(path: Path) -> list[Photo]:
     """Read an index that ``write_photos`` wrote."""
     with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-        rows = csv.DictReader(file)
-        return [Photo(**{**row, **{name: int(row[name]) for name in _INTEGERS}}) for row in rows]  # type: ignore[arg-type]
+        return [_photo(row) for row in csv.DictReader(file)]
 
 
 def write_skipped(path: Path, skipped: Iterable[Photo]) -> None:
@@ -132,7 +146,12 @@ class Stamp:
 
 
 class Memory:
-    """What earlier scans found: (path, size, times) → the row, kept in a CSV file. A lost or damaged file costs a rehash."""
+    """What earlier scans found: (path, size, times) → the row, kept in a CSV file.
+
+    A file that is lost, damaged or of a version that reads photos otherwise costs a rehash.
+    """
+
+    _HEADING = ["mtime_ns", "ctime_ns", *_COLUMNS, f"preprocessing {images.PREPROCESSING_VERSION}"]
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -140,12 +159,15 @@ class Memory:
         self._changed = False
         try:
             with open(file, encoding="utf-8", errors="surrogateescape", newline="") as lines:
-                for mtime_ns, ctime_ns, path, label, digest, size, kind, width, height, problem, split in csv.reader(lines):
-                    photo = Photo(path, label, digest, int(size), kind, int(width), int(height), problem, split)
-                    self._rows[path] = Stamp(photo.bytes, int(mtime_ns), int(ctime_ns)), photo
+                rows = csv.reader(lines)
+                if next(rows, None) != self._HEADING:
+                    return
+                for mtime_ns, ctime_ns, *row in rows:
+                    photo = _photo(dict(zip(_COLUMNS, row)))
+                    self._rows[photo.path] = Stamp(photo.bytes, int(mtime_ns), int(ctime_ns)), photo
         except FileNotFoundError:
             pass
-        except ValueError:
+        except (ValueError, KeyError, csv.Error):
             self._rows = {}
 
     def recall(self, path: str, stamp: Stamp) -> Photo | None:
@@ -163,8 +185,8 @@ class Memory:
             return
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        for stamp, photo in settled.values():
-            writer.writerow((stamp.mtime_ns, stamp.ctime_ns, *dataclasses.astuple(photo)))
+        writer.writerow(self._HEADING)
+        writer.writerows([stamp.mtime_ns, stamp.ctime_ns, *_row(photo)] for stamp, photo in settled.values())
         self._file.parent.mkdir(parents=True, exist_ok=True)
         files.write_atomic(self._file, text.getvalue().encode("utf-8", "surrogateescape"))
 
@@ -218,12 +240,12 @@ def _walk(root: Path) -> Iterator[tuple[str, Stamp]]:
         pending = [(entry.path, entry.name, frozenset[tuple[int, int]]()) for entry in entries if _is_class(entry)]
     while pending:
         folder, relative, above = pending.pop()
-        status = os.stat(folder)
-        here = (status.st_dev, status.st_ino)
-        if here in above:
-            continue
         try:
-            inside = list(os.scandir(folder))
+            status = os.stat(folder)
+            here = (status.st_dev, status.st_ino)
+            inside = [] if here in above else list(os.scandir(folder))
+        except FileNotFoundError:  # it went away since
+            continue
         except OSError as error:
             raise UserError(f"{folder} cannot be listed ({error.strerror}); make it readable or move it away") from error
         for entry in inside:
@@ -242,7 +264,7 @@ def _walk(root: Path) -> Iterator[tuple[str, Stamp]]:
 
 
 def _is_class(entry: os.DirEntry[str]) -> bool:
-    return entry.is_dir() and not _is_hidden(entry.name)
+    return Path(entry).is_dir() and not _is_hidden(entry.name)  # entry.is_dir() fails on a link that leads in a circle
 
 
 def _is_hidden(name: str) -> bool:
@@ -251,22 +273,27 @@ def _is_hidden(name: str) -> bool:
 
 def _read(folder: Path, path: str, stamp: Stamp) -> Photo:
     photo = Photo(path, label=path.partition("/")[0], bytes=stamp.bytes)
+    named_like_one = Path(path).suffix.lower() in images.EXTENSIONS
+    if stamp.bytes > images.MAX_BYTES and not named_like_one:  # a film, say
+        return replace(photo, problem=_NOT_A_PHOTO)
     try:
-        data = (folder / path).read_bytes()
-    except OSError as error:
-        return replace(photo, problem=f"cannot be read: {error.strerror}")
+        data = images.read_file(folder / path)
+    except BadImage as error:
+        return replace(photo, problem=str(error))
     photo = replace(photo, sha256=files.sha256_bytes(data))
     try:
         header = images.read_header(data)
     except BadImage as error:
-        named_like_one = Path(path).suffix.lower() in images.EXTENSIONS
         return replace(photo, problem=str(error) if named_like_one else _NOT_A_PHOTO)
-    return replace(photo, format=header.format, width=header.width, height=header.height)
+    return replace(photo, **dataclasses.asdict(header))
 
 
 def fingerprint(photos: Iterable[Photo]) -> str:
-    """The snapshot of a data set: a hash of paths, labels and contents, the same wherever the folder lies."""
-    digest = sha256()
+    """The snapshot of a data set: a hash of paths, labels and contents, the same wherever the folder lies.
+
+    How photos are read is a part of it, since a snapshot holds what their headers said.
+    """
+    digest = sha256(images.PREPROCESSING_VERSION.encode())
     for photo in photos:
         row = "\0".join((photo.path, photo.label, photo.sha256 or photo.problem)) + "\n"
         digest.update(row.encode("utf-8", "surrogateescape"))
@@ -296,14 +323,20 @@ class Index:
 
 
 def figures(index: Index) -> dict[str, Any]:
-    """What a manifest says of an index: counts by split and by class, how many were left out, and the warnings."""
+    """What a manifest says of an index: counts by split and by class, how many were left out, and the warnings.
+
+    ``reencoded`` are paths of photos that the bare graph would read wrongly or not at all, the first LISTED of them.
+    """
     splits = collections.Counter(photo.split for photo in index.photos)
     classes = collections.Counter(photo.label for photo in index.photos)
+    reencoded = [readable(photo.path) for photo in index.photos if photo.reencode]
     return {
         "photos": len(index.photos),
         "splits": {split: splits[split] for split in SPLITS},
         "classes": {label: classes[label] for label in index.labels},
         "skipped": len(index.skipped),
+        "reencoded_count": len(reencoded),
+        "reencoded": reencoded[:LISTED],
         "warnings": index.warnings,
     }
 

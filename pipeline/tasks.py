@@ -272,6 +272,7 @@ class ExportGraph(Artifact):
         trained = training.output().manifest()
         tasks = (index_task, model_task, packed, training)
         kept = ("best_step", "validation_loss", "validation_accuracy", "test_count", "test_correct", "test_accuracy", "test_interval")
+        counted = ("photos", "classes", "splits", "skipped", "reencoded_count", "reencoded")
         return {
             "data": self.data,
             "snapshot": self.snapshot,
@@ -279,7 +280,7 @@ class ExportGraph(Artifact):
             **graph,
             "backbone": dataclasses.asdict(backbones.load(model_task.folder)),
             **{name: trained[name] for name in kept},
-            **{name: packed.output().manifest()[name] for name in ("photos", "classes", "splits", "skipped")},
+            **{name: packed.output().manifest()[name] for name in counted},
             "keys": {task.task_family: task.key for task in tasks},
             "timings": {task.task_family: task.output().manifest()["seconds"] for task in tasks},
         }
