@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image, JpegImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageChops, JpegImagePlugin, UnidentifiedImageError
 from PIL.Image import Transpose
 from PIL.ImageFile import ImageFile
 
@@ -284,11 +284,14 @@ def _bitmap(image: ImageFile) -> bytes:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    """In the colours that TensorFlow would see, where Pillow sees others. Raises BadImage where nobody can say."""
     if image.mode in ("I", "F"):
         raise BadImage("its pixels are numbers of 32 bits, and nothing says which one is white; convert it to 8 or 16 bits")
     if image.mode.startswith("I;16"):
         # Pillow would clip to 8 bits; TensorFlow takes the upper 8.
         image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
+        image = ImageChops.invert(image)  # only Adobe's programs store the complements, which Pillow expects of all
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

@@ -57,6 +57,14 @@ def deep_png(channels: int, colour_type: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
+def plain_cmyk(**options: Any) -> bytes:
+    """With the inks themselves where Adobe's programs, and Pillow, write their complements and a note of 16 bytes."""
+    inverted = PICTURE.convert("CMYK").point(lambda value: 255 - value)
+    data = encoded(inverted, "JPEG", quality=95, **options)
+    note = data.index(b"Adobe") - 4
+    return data[:note] + data[note + 16 :]
+
+
 def ycck() -> bytes:
     """As Adobe writes it: the inks' complements, which libjpeg calls CMYK, as YCC, and a note that says so."""
     inverted = PICTURE.point(lambda value: 255 - value).convert("YCbCr")
@@ -125,6 +133,8 @@ READ: dict[str, tuple[bytes, Image.Image]] = {
     "AVIF in a jpg": (encoded(PICTURE, "AVIF", quality=95), PICTURE),
     "CMYK JPEG": (encoded(PICTURE.convert("CMYK"), "JPEG", quality=95), PICTURE),
     "CMYK JPEG, turned": (encoded(PICTURE.convert("CMYK"), "JPEG", quality=95, exif=EXIF), TURNED),
+    "CMYK JPEG that is not Adobe's": (plain_cmyk(), PICTURE),
+    "CMYK JPEG that is not Adobe's, turned": (plain_cmyk(exif=EXIF), TURNED),
     "YCCK JPEG": (ycck(), PICTURE),
     "progressive JPEG": (encoded(PICTURE, "JPEG", quality=95, progressive=True), PICTURE),
     "JPEG with a film behind it": (encoded(PICTURE, "JPEG", quality=95) + bytes(2 << 20), PICTURE),
@@ -169,7 +179,7 @@ READ: dict[str, tuple[bytes, Image.Image]] = {
     "GIF on a larger canvas": (gif_on_canvas(80, 60), ON_CANVAS),
     "GIF on a smaller canvas": (gif_on_canvas(20, 10), PALETTE),
     "GIF on no canvas": (gif_on_canvas(0, 0), PALETTE),
-    "GIF of 100,000 frames": (gif_of_frames(100_000), PALETTE),
+    "GIF of 5,000 frames": (gif_of_frames(5_000), PALETTE),
     "GIF with bytes behind it": (encoded(PALETTE, "GIF") + bytes(5000), PALETTE),
     "palette BMP": (encoded(PALETTE, "BMP"), PALETTE),
     "32-bit BMP": (encoded(with_alpha(), "BMP"), PICTURE),
