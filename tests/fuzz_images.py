@@ -140,6 +140,7 @@ def check(data: bytes, decode: bottlenecks.Network) -> str:
         pixels = decode(readable)
     except BadImage as error:
         assert len(str(error).splitlines()) == 1
+        assert not isinstance(error.__cause__, MemoryError), f"more than {MEMORY:,} bytes: {error}"
         assert "decoded" not in str(error) or not header.reencode, f"re-encoded to what cannot be decoded: {error}"
         return "refused"
     assert pixels.shape == (8, 8, 3)
