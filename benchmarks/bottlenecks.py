@@ -11,25 +11,26 @@ import statistics
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from benchmarks import measuring
 from benchmarks.measuring import CLASSIC, Cost
-from pipeline import backbones, dataset, images
+from pipeline import backbones, dataset, images, network
 from pipeline import bottlenecks as ours
 from pipeline.console import say
 from pipeline.dataset import Photo
-from pipeline.machine import usable_cores
+from pipeline.machine import computes_bfloat16, usable_cores
+from pipeline.vector_cache import VectorCache
 
 GFLOP = 2 * 0.3840
 """Of one photo through EfficientNet-Lite0: 384.0 million multiply-adds."""
 
 FOLDS = 5
 
-PIPELINES: dict[str, dict[str, str]] = {"pipeline": {}}
-"""The sides beside the classic one: a name, and what ``load_network`` is told."""
+PIPELINES: dict[str, dict[str, str]] = {"pipeline": {}, **({"pipeline bfloat16": {"precision": "bfloat16"}} if computes_bfloat16() else {})}
+"""The sides beside the classic one: a name, and what ``network.load`` is told."""
 
 
 class Side(Protocol):
@@ -45,17 +46,17 @@ class Side(Protocol):
 class Pipeline:
     """The pipeline's way: ``compute`` into a fresh cache, and ``pack``."""
 
-    def __init__(self, backbone: Path, **options: str) -> None:
+    def __init__(self, backbone: Path, **options: Any) -> None:
         self.width = backbones.load(backbone).width
-        self.network = ours.load_network(backbone, **options)
+        self.network = network.load(backbone, **options)
 
     def fill(self, photos: Sequence[Photo], folder: Path, out: Path) -> None:
-        cache = ours.VectorCache(out / "vectors", self.width)
+        cache = VectorCache(out / "vectors", self.width)
         ours.compute(photos, folder, lambda: self.network, cache)
         ours.pack(photos, cache, self.width, out)
 
     def read(self, photos: Sequence[Photo], out: Path) -> np.ndarray:
-        return np.array(ours.read_packed(out))
+        return ours.Packed(out)[np.arange(len(photos))]
 
 
 # --- What runs in the process of a side ---------------------------------------------------------------------------------

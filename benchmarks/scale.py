@@ -19,6 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from hashlib import sha256
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -75,7 +76,7 @@ def check_vectors(folder: Path, count: int) -> float:
     return time.perf_counter() - started
 
 
-def _nothing_to_load() -> None:  # type: ignore[misc]
+def _nothing_to_load() -> NoReturn:
     raise AssertionError("a vector is missing")
 
 
@@ -94,8 +95,8 @@ def train(folder: Path, count: int) -> float:
     options = final_layer.Options(
         how_many_training_steps=STEPS,
         train_batch_size=100,
-        learning_rate=0.03,
-        weight_decay=0.003,
+        learning_rate=(0.03,),
+        weight_decay=(0.001, 0.003, 0.01),
         eval_step_interval=STEPS,
         checkpoint_interval=STEPS,
         seed=0,

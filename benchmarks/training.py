@@ -72,8 +72,8 @@ def _train_ours(work: Path, out: Path, steps: int, seed: int) -> Cost:
     options = final_layer.Options(  # the defaults of the task TrainFinalLayer
         how_many_training_steps=steps,
         train_batch_size=100,
-        learning_rate=0.03,
-        weight_decay=0.003,
+        learning_rate=(0.03,),
+        weight_decay=(0.001, 0.003, 0.01),
         eval_step_interval=50,
         checkpoint_interval=200,
         seed=seed,

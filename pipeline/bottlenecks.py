@@ -142,9 +142,9 @@ def _is_cached(row: Photo, cache: VectorCache) -> bool:
 def _compute_one(row: Photo, folder: Path, network: Network, drawn: np.ndarray, cache: VectorCache) -> str:
     """Compute and keep one vector. Returns the problem, or nothing."""
     try:
-        data = (folder / row.path).read_bytes()
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
+        data = images.read_file(folder / row.path)
+    except BadImage as error:
+        return str(error)
     if files.sha256_bytes(data) != row.sha256:
         return "it changed while the run was going on; the next run takes it as it is then"
     try:

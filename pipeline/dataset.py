@@ -44,7 +44,7 @@ class Photo:
         label: the name of the folder below the data set's folder that it lies in.
         sha256: of the file's bytes; empty where they cannot be read.
         bytes: the file's size.
-        format, width, height: as in its header; empty and 0 where it has a problem.
+        format, width, height, reencode: as in its header; empty and 0 where it has a problem.
         problem: why it cannot be used; empty where it can.
         split: training, validation or testing; empty before the split.
         view: 0 for the photo as it is, else the number of a distorted view of it.
@@ -57,6 +57,7 @@ class Photo:
     format: str = ""
     width: int = 0
     height: int = 0
+    reencode: bool = False
     problem: str = ""
     split: str = ""
     view: int = 0
@@ -69,6 +70,10 @@ _values_of = operator.attrgetter(*_COLUMNS)
 def _write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
     with files.open_atomic(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+LISTED = 1000
+"""Photos that a manifest lists at most, of those that are re-encoded."""
 
 
 def write_photos(path: Path, photos: Iterable[Photo]) -> None:
@@ -85,10 +90,10 @@ def each_photo(path: Path) -> Iterator[Photo]:
 
 
 def _from_texts(texts: Sequence[str]) -> Photo:
-    path, label, digest, size, kind, width, height, problem, split, view = texts
+    path, label, digest, size, kind, width, height, reencode, problem, split, view = texts
     # What is the same in many rows is kept once: an index may have a million of them.
     label, kind, problem, split = map(sys.intern, (label, kind, problem, split))
-    return Photo(path, label, digest, int(size), kind, int(width), int(height), problem, split, int(view))
+    return Photo(path, label, digest, int(size), kind, int(width), int(height), reencode == "True", problem, split, int(view))
 
 
 def read_photos(path: Path) -> list[Photo]:
@@ -146,19 +151,27 @@ class Stamp:
 
 
 class Memory:
-    """What earlier scans found: (path, size, times) → the row, kept in a CSV file. A lost or damaged file costs a rehash."""
+    """What earlier scans found: (path, size, times) → the row, kept in a CSV file.
+
+    A file that is lost, damaged or of a version that reads photos otherwise costs a rehash.
+    """
+
+    _HEADING = ["mtime_ns", "ctime_ns", *_COLUMNS, f"preprocessing {images.PREPROCESSING_VERSION}"]
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._rows: dict[str, tuple[Stamp, Photo]] = {}
         try:
             with open(file, encoding="utf-8", errors="surrogateescape", newline="") as lines:
-                for mtime_ns, ctime_ns, *texts in csv.reader(lines):
+                rows = csv.reader(lines)
+                if next(rows, None) != self._HEADING:
+                    return
+                for mtime_ns, ctime_ns, *texts in rows:
                     photo = _from_texts(texts)
                     self._rows[photo.path] = Stamp(photo.bytes, int(mtime_ns), int(ctime_ns)), photo
         except FileNotFoundError:
             pass
-        except ValueError:
+        except (ValueError, csv.Error):
             self._rows = {}
 
     def __len__(self) -> int:
@@ -173,7 +186,7 @@ class Memory:
         """Remember these rows and no others, but for those that may still change within their time stamp."""
         settled = [(stamp, photo) for stamp, photo in rows if photo.sha256 and max(stamp.mtime_ns, stamp.ctime_ns) < read_at_ns - _RACY_NS]
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        _write_csv(self._file, ((stamp.mtime_ns, stamp.ctime_ns, *_values_of(photo)) for stamp, photo in settled))
+        _write_csv(self._file, chain([self._HEADING], ((stamp.mtime_ns, stamp.ctime_ns, *_values_of(photo)) for stamp, photo in settled)))
 
 
 def scan(folder: Path, memory: Memory, report: Report = lambda done, total: None) -> list[Photo]:
@@ -222,12 +235,12 @@ def _walk(root: Path) -> Iterator[tuple[str, Stamp]]:
         pending = [(entry.path, entry.name, frozenset[tuple[int, int]]()) for entry in entries if _is_class(entry)]
     while pending:
         folder, relative, above = pending.pop()
-        status = os.stat(folder)
-        here = (status.st_dev, status.st_ino)
-        if here in above:
-            continue
         try:
-            inside = list(os.scandir(folder))
+            status = os.stat(folder)
+            here = (status.st_dev, status.st_ino)
+            inside = [] if here in above else list(os.scandir(folder))
+        except FileNotFoundError:  # it went away since
+            continue
         except OSError as error:
             raise UserError(f"{folder} cannot be listed ({error.strerror}); make it readable or move it away") from error
         for entry in inside:
@@ -246,7 +259,7 @@ def _walk(root: Path) -> Iterator[tuple[str, Stamp]]:
 
 
 def _is_class(entry: os.DirEntry[str]) -> bool:
-    return entry.is_dir() and not _is_hidden(entry.name)
+    return Path(entry).is_dir() and not _is_hidden(entry.name)  # entry.is_dir() fails on a link that leads in a circle
 
 
 def _is_hidden(name: str) -> bool:
@@ -255,22 +268,27 @@ def _is_hidden(name: str) -> bool:
 
 def _read(folder: Path, path: str, stamp: Stamp) -> Photo:
     photo = Photo(path, label=path.partition("/")[0], bytes=stamp.bytes)
+    named_like_one = Path(path).suffix.lower() in images.EXTENSIONS
+    if stamp.bytes > images.MAX_BYTES and not named_like_one:  # a film, say
+        return replace(photo, problem=_NOT_A_PHOTO)
     try:
-        data = (folder / path).read_bytes()
-    except OSError as error:
-        return replace(photo, problem=f"cannot be read: {error.strerror}")
+        data = images.read_file(folder / path)
+    except BadImage as error:
+        return replace(photo, problem=str(error))
     photo = replace(photo, sha256=files.sha256_bytes(data))
     try:
         header = images.read_header(data)
     except BadImage as error:
-        named_like_one = Path(path).suffix.lower() in images.EXTENSIONS
         return replace(photo, problem=str(error) if named_like_one else _NOT_A_PHOTO)
-    return replace(photo, format=header.format, width=header.width, height=header.height)
+    return replace(photo, **dataclasses.asdict(header))
 
 
 def fingerprint(photos: Iterable[Photo]) -> str:
-    """The snapshot of a data set: a hash of paths, labels and contents, the same wherever the folder lies."""
-    digest = sha256()
+    """The snapshot of a data set: a hash of paths, labels and contents, the same wherever the folder lies.
+
+    How photos are read is a part of it, since a snapshot holds what their headers said.
+    """
+    digest = sha256(images.PREPROCESSING_VERSION.encode())
     for photo in photos:
         row = "\0".join((photo.path, photo.label, photo.sha256 or photo.problem)) + "\n"
         digest.update(row.encode("utf-8", "surrogateescape"))
@@ -300,14 +318,20 @@ class Index:
 
 
 def figures(index: Index) -> dict[str, Any]:
-    """What a manifest says of an index: counts by split and by class, how many were left out, and the warnings."""
+    """What a manifest says of an index: counts by split and by class, how many were left out, and the warnings.
+
+    ``reencoded`` are paths of photos that the bare graph would read wrongly or not at all, the first LISTED of them.
+    """
     splits = collections.Counter(photo.split for photo in index.photos)
     classes = collections.Counter(photo.label for photo in index.photos)
+    reencoded = [readable(photo.path) for photo in index.photos if photo.reencode]
     return {
         "photos": len(index.photos),
         "splits": {split: splits[split] for split in SPLITS},
         "classes": {label: classes[label] for label in index.labels},
         "skipped": len(index.skipped),
+        "reencoded_count": len(reencoded),
+        "reencoded": reencoded[:LISTED],
         "warnings": index.warnings,
     }
 

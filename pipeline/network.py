@@ -46,12 +46,13 @@ class Network:
         try:
             return self._run(encoded, drawn)
         except tf.errors.InvalidArgumentError as error:
-            raise BadImage(f"cannot be decoded: {_first_sentence(error.message)}") from None
+            raise BadImage(f"cannot be decoded, it is damaged or of a rare kind: {_reason(error.message)}") from None
 
 
-def _first_sentence(message: str) -> str:
-    line = message.strip().splitlines()[0] if message.strip() else "no reason given"
-    return line.partition("[[")[0].strip().removeprefix("{{function_node").strip()[:200]
+def _reason(message: str) -> str:
+    """What went wrong, without TensorFlow's lines before it that say where in the graph."""
+    lines = message.partition("[[{{")[0].split("\n")
+    return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "no reason given")
 
 
 def load(

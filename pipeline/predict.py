@@ -47,9 +47,7 @@ class Classifier:
 
     def _predict_one(self, path: Path) -> Prediction:
         try:
-            probabilities = self._network(images.readable_bytes(path.read_bytes()))
-        except OSError as error:
-            return Prediction(path, problem=f"cannot be read: {error.strerror}")
+            probabilities = self._network(images.readable_bytes(images.read_file(path)))
         except BadImage as error:
             return Prediction(path, problem=str(error))
         scores = (Score(label, float(p)) for label, p in zip(self.labels, probabilities))

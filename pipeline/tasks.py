@@ -372,6 +372,7 @@ class ExportGraph(Artifact):
         tasks = (index_task, model_task, packed, training)
         of_candidate = ("best_step", "validation_loss", "validation_accuracy", "learning_rate", "weight_decay", "label_smoothing")
         kept = (*of_candidate, "test_count", "test_correct", "test_accuracy", "test_interval")
+        counted = ("photos", "classes", "splits", "skipped", "reencoded_count", "reencoded")
         return {
             "data": self.data,
             "snapshot": self.snapshot,
@@ -379,7 +380,7 @@ class ExportGraph(Artifact):
             **graph,
             "backbone": dataclasses.asdict(backbones.load(model_task.folder)),
             **{name: trained[name] for name in kept},
-            **{name: packed.output().manifest()[name] for name in ("photos", "classes", "splits", "skipped")},
+            **{name: packed.output().manifest()[name] for name in counted},
             "keys": {task.task_family: task.key for task in tasks},
             "timings": {task.task_family: task.output().manifest()["seconds"] for task in tasks},
         }

@@ -117,7 +117,8 @@ def test_a_cmyk_jpeg_is_read(decode: Any) -> None:
 
 
 def test_the_header_says_format_and_size() -> None:
-    assert images.read_header(encoded(picture(), "JPEG")) == images.Header("JPEG", 40, 30)
+    assert images.read_header(encoded(picture(), "JPEG")) == images.Header("JPEG", 40, 30, reencode=False)
+    assert images.read_header(encoded(picture(), "TIFF")) == images.Header("TIFF", 40, 30, reencode=True)
 
 
 def huge_png(size: int) -> bytes:
@@ -141,7 +142,7 @@ def huge_png(size: int) -> bytes:
         (encoded(picture(), "WEBP")[:-20], "the WebP file is cut short"),
         (huge_png(12_000), "12000 × 12000 pixels are more than 100,000,000"),
         (huge_png(20_000), "more than 100,000,000 pixels"),
-        (b"RIFF\x08\0\0\0WEBPVP8X", "the header cannot be read"),
+        (b"RIFF\x08\0\0\0WEBPVP8X", "the WebP file is damaged"),
     ],
 )
 def test_what_cannot_be_used_has_a_reason(data: bytes, reason: str) -> None:
