@@ -39,8 +39,8 @@ ROWS_PER_CHUNK = 256
 
 CHUNKS_PER_CHECKPOINT = 16
 
-BYTES_MAPPED = 64 << 20
-"""So much of a packed matrix is read before its pages are given back."""
+BYTES_MAPPED = 256 << 20
+"""Of a packed matrix that is larger, so much is read before its pages are given back."""
 
 
 @dataclass(frozen=True)
@@ -284,7 +284,7 @@ class Packed:
         """A copy of some rows, by number."""
         vectors = np.take(self._rows, rows, axis=0)
         self._read += vectors.nbytes
-        if self._read > BYTES_MAPPED:
+        if self._read > BYTES_MAPPED < self._rows.nbytes:
             # Pages stay where the system keeps files, and this process stays small, however large the file is.
             self._map.madvise(mmap.MADV_DONTNEED)
             self._read = 0

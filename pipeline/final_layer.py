@@ -21,6 +21,7 @@ from pipeline.checkpoint import Checkpoints
 from pipeline.console import Report
 from pipeline.errors import UserError
 from pipeline.heads import Layer, Shape
+from pipeline.optimizers import Optimizer
 from pipeline.summaries import Curves
 from pipeline.tensorflow_v1 import session, tf
 
@@ -30,6 +31,9 @@ CANDIDATES = "candidates.csv"
 SCOPE, BEST, CHOSEN = "final_layer", "best", "chosen"
 ROWS_AT_ONCE = 4096
 """Rows that an evaluation takes through the heads at a time, so that memory stays flat."""
+
+STEPS_AT_ONCE = 20
+"""Steps in one run of the session, where nothing has to be done between them. Their vectors are in memory at once."""
 
 CLASS_WEIGHTS = ("none", "balanced")
 
@@ -164,14 +168,15 @@ def standardisation(statistics: Statistics) -> tuple[np.ndarray, float]:
     return statistics.mean.astype(np.float32), float(np.sqrt(variance.mean())) or 1.0
 
 
-def batch_rows(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:
-    """The rows of a mini-batch: a function of its arguments alone, so that a resumed run needs no generator's state.
+def batch_rows(seed: int, start: int, end: int, batch_size: int, count: int) -> np.ndarray:
+    """The rows of the mini-batches from step ``start`` to before step ``end``, one after the other.
 
-    Epoch after epoch each row comes once, in another order; a batch may reach over the end of an epoch.
+    A function of its arguments alone, so that a resumed run needs no generator's state. Epoch after epoch each row comes
+    once, in another order; a batch may reach over the end of an epoch.
     """
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    rows = [_epoch(seed, int(epoch), count)[positions[positions // count == epoch] % count] for epoch in np.unique(positions // count)]
-    return np.concatenate(rows)
+    first, last = start * batch_size, end * batch_size
+    epochs = range(first // count, (last - 1) // count + 1)
+    return np.concatenate([_epoch(seed, epoch, count)[max(first - epoch * count, 0) : last - epoch * count] for epoch in epochs])
 
 
 @lru_cache(maxsize=4)
@@ -231,11 +236,12 @@ class _Trainer:
         self.shape = Shape(examples.packed.shape[1], len(examples.labels), options.hidden_units, len(self.candidates))
         self.global_step = tf.train.get_or_create_global_step()
         self.bottleneck = tf.placeholder(tf.float32, [None, self.shape.width], name="bottleneck_input")
-        self.truth = tf.placeholder(tf.int32, [None], name="label_input")
-        self.factor = tf.placeholder(tf.float32, [], name="learning_rate_factor")
+        self.batches = tf.placeholder(tf.float32, [None, options.train_batch_size, self.shape.width], name="batches_input")
+        self.truths = tf.placeholder(tf.int32, [None, options.train_batch_size], name="labels_input")
+        self.factors = tf.placeholder(tf.float32, [None], name="learning_rate_factors")
         self.layer = heads.variables(self.shape, SCOPE)
         self.logits = heads.logits(self.bottleneck, self.layer, self.shape.heads)
-        self.train_step = self._train_step()
+        self.train_steps = self._train_steps()
         self.best, self.best_step, self.best_loss = self._best()
         self.chosen = heads.variables(dataclasses.replace(self.shape, heads=1), CHOSEN)
         self.best_logits = heads.logits(self.bottleneck, self.best, self.shape.heads)
@@ -247,30 +253,46 @@ class _Trainer:
     def _of_candidates(self, name: str) -> tf.Tensor:
         return tf.constant([getattr(candidate, name) for candidate in self.candidates], tf.float32)
 
-    def _train_step(self) -> tf.Operation:
-        options, classes = self.options, self.shape.classes
-        dropped = None
-        if options.dropout:
-            features = [tf.shape(self.bottleneck)[0], options.hidden_units or self.shape.width]
-            seeds = tf.stack([tf.constant(options.seed, tf.int64), self.global_step])
-            kept = tf.cast(tf.random.stateless_uniform(features, seeds) >= options.dropout, tf.float32)
-            dropped = kept / (1 - options.dropout)
-        outputs = heads.logits(self.bottleneck, self.layer, self.shape.heads, dropped)
-        smoothing = self._of_candidates("label_smoothing")[:, tf.newaxis]
-        truth = tf.one_hot(self.truth, classes)[:, tf.newaxis] * (1 - smoothing) + smoothing / classes
-        losses = tf.nn.softmax_cross_entropy_with_logits(labels=tf.stop_gradient(truth), logits=outputs)
+    def _train_steps(self) -> tf.Operation:
+        """As many steps as there are batches fed, in one run: a run costs as much as a step."""
+        optimizer = Optimizer(self.options.optimizer, {name: self.layer[name] for name in self.shape.trained()})
+
+        def one(number: tf.Tensor) -> tf.Tensor:
+            step = self.global_step.read_value()
+            outputs = heads.logits(self.batches[number], self.layer, self.shape.heads, self._dropped(step))
+            rates = self._of_candidates("learning_rate") * self.factors[number]
+            gradients = self._logit_gradients(outputs, self.truths[number])
+            updates = optimizer.step(outputs, gradients, rates, self._of_candidates("weight_decay"), step)
+            with tf.control_dependencies(updates), tf.control_dependencies([self.global_step.assign_add(1)]):
+                return number + 1
+
+        count = tf.shape(self.batches)[0]
+        return tf.while_loop(lambda number: number < count, one, [tf.constant(0)], parallel_iterations=1).op
+
+    def _dropped(self, step: tf.Tensor) -> tf.Tensor | None:
+        """What features are multiplied by, a function of seed and step."""
+        options = self.options
+        if not options.dropout:
+            return None
+        features = [options.train_batch_size, options.hidden_units or self.shape.width]
+        drawn = tf.random.stateless_uniform(features, tf.stack([tf.constant(options.seed, tf.int64), step]))
+        return tf.cast(drawn >= options.dropout, tf.float32) / (1 - options.dropout)
+
+    def _logit_gradients(self, outputs: tf.Tensor, truth: tf.Tensor) -> tf.Tensor:
+        """The gradients of the mean loss of a batch by its logits, [batch, heads, classes] as these."""
+        options, classes, count = self.options, self.shape.classes, self.shape.heads
+        flat = tf.reshape(outputs, [-1, classes])
+        if any(options.label_smoothing):
+            smoothing = self._of_candidates("label_smoothing")[:, tf.newaxis]
+            smoothed = tf.one_hot(truth, classes)[:, tf.newaxis] * (1 - smoothing) + smoothing / classes
+            found = tf.raw_ops.SoftmaxCrossEntropyWithLogits(features=flat, labels=tf.reshape(smoothed, [-1, classes]))
+        else:
+            found = tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(features=flat, labels=tf.repeat(truth, count))
+        weights = tf.constant(1 / options.train_batch_size)
         if options.class_weights == "balanced":
-            weights = balanced_weights(self.examples.truth[self.examples.rows[dataset.TRAINING]], classes)
-            losses = losses * tf.gather(tf.constant(weights), self.truth)[:, tf.newaxis]
-        names = list(self.shape.trained())
-        decay = self._of_candidates("weight_decay")
-        return optimizers.minimize(
-            options.optimizer,
-            tf.reduce_mean(losses, axis=0),
-            [self.layer[name] for name in names],
-            [decay if name.endswith("weights") else None for name in names],
-            self._of_candidates("learning_rate") * self.factor,
-        )
+            balanced = balanced_weights(self.examples.truth[self.examples.rows[dataset.TRAINING]], classes)
+            weights = weights * tf.gather(tf.constant(balanced), truth)[:, tf.newaxis, tf.newaxis]
+        return tf.reshape(found.backprop, [-1, count, classes]) * weights
 
     def _best(self) -> tuple[Layer, tf.Variable, tf.Variable]:
         """The heads at the best step of each, and that step and loss; ``keep`` fills them for the heads where ``better`` is true."""
@@ -287,7 +309,7 @@ class _Trainer:
             step.assign(tf.where_v2(self.better, self.global_step, step)),
             loss.assign(tf.where_v2(self.better, self.losses, loss)),
             *(
-                best[name].assign(tf.where_v2(heads.column_mask(self.better, best[name]), self.layer[name], best[name]))
+                best[name].assign(tf.where_v2(heads.for_rows(self.better, best[name]), self.layer[name], best[name]))
                 for name in self.shape.trained()
             ),
         )
@@ -305,13 +327,13 @@ class _Trainer:
             folder, CHECKPOINT, max_to_keep=options.max_to_keep, keep_checkpoint_every_n_hours=options.keep_checkpoint_every_n_hours
         )
         done = checkpoints.restore(running) or 0
-        step_once = running.make_callable(self.train_step, [self.bottleneck, self.truth, self.factor])
+        train = running.make_callable(self.train_steps, [self.batches, self.truths, self.factors])
         with Curves(folder / SUMMARIES, self.candidates, done) as curves:
             report(done, steps)
             while done < steps and not self._is_patience_over(running, done):
-                vectors, truth = self._batch(self._training_rows(done))
-                step_once(vectors, truth, np.float32(optimizers.schedule_factor(options.schedule, done, steps)))
-                done += 1
+                start, done = done, self._next_stop(done)
+                vectors, truth = self._batches(start, done)
+                train(vectors, truth, np.array(optimizers.schedule_factors(options.schedule, start, done, steps), np.float32))
                 if done % options.eval_step_interval == 0 or done == steps:
                     self._look(running, done, curves)
                 if done % options.checkpoint_interval == 0 and done < steps:
@@ -339,16 +361,25 @@ class _Trainer:
         patience = self.options.patience * self.options.eval_step_interval
         return bool(patience) and done - int(running.run(self.best_step).max()) >= patience
 
-    def _training_rows(self, step: int) -> np.ndarray:
+    def _next_stop(self, done: int) -> int:
+        """The step up to which to train in one run: where there is something to do, or STEPS_AT_ONCE away."""
+        options = self.options
+        stops = [interval * (done // interval + 1) for interval in (options.eval_step_interval, options.checkpoint_interval)]
+        return min(*stops, done + STEPS_AT_ONCE, options.how_many_training_steps)
+
+    def _batches(self, start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        """The vectors [steps, batch, width] and labels [steps, batch] of the steps from ``start`` to before ``end``."""
         rows = self.examples.rows[dataset.TRAINING]
-        return rows[batch_rows(self.options.seed, step, self.options.train_batch_size, len(rows))]
+        rows = rows[batch_rows(self.options.seed, start, end, self.options.train_batch_size, len(rows))]
+        vectors, truth = self._batch(rows)
+        return vectors.reshape(end - start, -1, self.shape.width), truth.reshape(end - start, -1)
 
     def _batch(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self.examples.packed[rows], self.examples.truth[rows]
 
     def _look(self, running: tf.Session, step: int, curves: Curves) -> None:
         """Write summaries, and keep each head whose loss on the validation split is its lowest so far."""
-        vectors, truth = self._batch(self._training_rows(step - 1))
+        (vectors,), (truth,) = self._batches(step - 1, step)
         outputs = running.run(self.logits, {self.bottleneck: vectors})
         curves.add("training", step, evaluation.log_losses(outputs, truth), evaluation.accuracies(outputs, truth))
         if curves.wants_histograms(step, self.options.how_many_training_steps, self.options.eval_step_interval):
@@ -437,21 +468,21 @@ class Start:
         """
         given = {name: self.values[name] for name in self.values if name in heads.TRAINED}
         first = "hidden" if "hidden_weights" in given else ""
-        expected = {name: dimensions[:-1] for name, dimensions in dataclasses.replace(shape, heads=1).trained().items()}
-        if {name: list(value.shape[:-1]) for name, value in given.items()} != expected:
+        expected = {name: dimensions[1:] for name, dimensions in dataclasses.replace(shape, heads=1).trained().items()}
+        if {name: list(value.shape[1:]) for name, value in given.items()} != expected:
             raise UserError("init_from names a head of another network or hidden layer; name an export of the same model and hidden_units")
         weights, biases = (f"hidden_{part}" if first else part for part in ("weights", "biases"))
         # (x - old mean) / old scale, written as a function of (x - mean) / scale.
-        given[biases] = given[biases] + ((mean - self.values["mean"]) / self.values["scale"]) @ given[weights]
+        given[biases] = given[biases] + given[weights] @ ((mean - self.values["mean"]) / self.values["scale"])
         given[weights] = given[weights] * (scale / self.values["scale"])
         result = {name: value.copy() for name, value in initial.items()}
         for head in range(shape.heads):
             for name, value in result.items():
-                columns = heads.one_of(value, head, shape.heads)
+                rows = heads.one_of(value, head, shape.heads)
                 if name.startswith("hidden"):
-                    columns[...] = given[name]
+                    rows[...] = given[name]
                 else:
                     for number, label in enumerate(labels):
                         if label in self.labels:
-                            columns[..., number] = given[name][..., self.labels.index(label)]
+                            rows[number] = given[name][self.labels.index(label)]
         return result

@@ -1,13 +1,14 @@
 """Gradient descent on several heads at once, each at a learning rate of its own.
 
-A variable of the heads is a matrix [rows, heads * columns], or a vector [heads * columns]: head after head, side by side.
+A variable of the heads has its rows head after head: [heads * rows, columns], or [heads * rows].
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 
+from pipeline.heads import for_rows
 from pipeline.tensorflow_v1 import tf
 
 OPTIMIZERS = ("sgd", "momentum", "adam")
@@ -18,66 +19,64 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 SCHEDULES = ("constant", "cosine", "step")
 
 
-def schedule_factor(schedule: str, step: int, steps: int) -> float:
-    """What a learning rate is multiplied by at a step (from 0).
+def schedule_factors(schedule: str, start: int, end: int, steps: int) -> list[float]:
+    """What a learning rate is multiplied by at each step from ``start`` (the first step is 0) to before ``end``, of ``steps`` in all.
 
     ``cosine`` falls along half a cosine from 1 to 0; ``step`` is 1, 0.1 from half of the steps, and 0.01 from three quarters.
     """
     if schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * step / steps))
+        return [0.5 * (1 + math.cos(math.pi * step / steps)) for step in range(start, end)]
     if schedule == "step":
-        return 1.0 if 2 * step < steps else 0.1 if 4 * step < 3 * steps else 0.01
-    return 1.0
+        return [1.0 if 2 * step < steps else 0.1 if 4 * step < 3 * steps else 0.01 for step in range(start, end)]
+    return [1.0] * (end - start)
 
 
-def minimize(
-    optimizer: str, losses: tf.Tensor, variables: Sequence[tf.Variable], decays: Sequence[tf.Tensor | None], rates: tf.Tensor
-) -> tf.Operation:
-    """One step down, and one more of the global step.
+class Optimizer:
+    """One of OPTIMIZERS for some variables of the heads; its slots are made with it."""
 
-    Args:
-        optimizer: of OPTIMIZERS.
-        losses: float32 [heads], one of each head.
-        variables: those to train.
-        decays: for each of them the weight decay, float32 [heads], or None for none.
-        rates: float32 [heads], the learning rates at this step.
-    """
-    step = tf.train.get_or_create_global_step()
-    adam = optimizer == "adam"
-    # The heads share no variable, so a loss times its rate has the gradient times that rate: one pass less over the weights.
-    gradients = tf.gradients(tf.reduce_sum(losses if adam else losses * rates), variables)
-    updates = []
-    for variable, gradient, decay in zip(variables, gradients, decays):
-        if decay is not None:
-            gradient = gradient + variable * _columns(decay if adam else decay * rates, variable)
-        if adam:
-            updates += _adam(variable, gradient, _columns(rates, variable), tf.cast(step + 1, tf.float32))
-        elif optimizer == "momentum":
-            accumulator = _slot(variable, "Momentum")
-            updates.append(
-                tf.raw_ops.ResourceApplyMomentum(var=variable.handle, accum=accumulator.handle, lr=1.0, grad=gradient, momentum=MOMENTUM)
-            )
-        else:
-            updates.append(tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=1.0, delta=gradient))
-    with tf.control_dependencies(updates):
-        return step.assign_add(1).op
+    def __init__(self, name: str, variables: Mapping[str, tf.Variable]) -> None:
+        self._name, self._variables = name, variables
+        slots = {"sgd": (), "momentum": ("Momentum",), "adam": ("Adam", "Adam_1")}[name]
+        self._slots = {key: [self._slot(variable, slot) for slot in slots] for key, variable in variables.items()}
 
+    @staticmethod
+    def _slot(variable: tf.Variable, name: str) -> tf.Variable:
+        zeros = tf.zeros_initializer()
+        return tf.get_variable(f"{variable.op.name}/{name}", variable.shape, initializer=zeros, trainable=False, use_resource=True)
 
-def _columns(of_heads: tf.Tensor, variable: tf.Variable) -> tf.Tensor:
-    """A value of each head [heads] for each column of a variable [heads * columns]."""
-    heads = int(of_heads.shape[0])
-    return tf.repeat(of_heads, int(variable.shape[-1]) // heads)
+    def step(
+        self, logits: tf.Tensor, logit_gradients: tf.Tensor, rates: tf.Tensor, decays: tf.Tensor, global_step: tf.Tensor
+    ) -> list[tf.Operation]:
+        """One step down.
 
+        Args:
+            logits: float32 [batch, heads, classes], computed from the variables.
+            logit_gradients: of each head's loss by its logits, in the same shape.
+            rates, decays: float32 [heads], learning rates and weight decays; the latter for matrices, not for biases.
+            global_step: int64, steps done before.
+        """
+        adam = self._name == "adam"
+        if not adam:
+            # The heads share no variable: a small tensor times the rates here saves a pass over the large gradients.
+            logit_gradients, decays = logit_gradients * rates[:, tf.newaxis], decays * rates
+        updates: list[tf.Operation] = []
+        gradients = tf.gradients([logits], list(self._variables.values()), [logit_gradients])
+        for (name, variable), gradient in zip(self._variables.items(), gradients):
+            if len(variable.shape) == 2:
+                gradient = gradient + variable * for_rows(decays, variable)
+            if adam:
+                updates.append(self._adam(name, gradient, for_rows(rates, variable), tf.cast(global_step + 1, tf.float32)))
+            elif self._name == "momentum":
+                (accumulator,) = self._slots[name]
+                arguments = {"var": variable.handle, "accum": accumulator.handle, "grad": gradient}
+                updates.append(tf.raw_ops.ResourceApplyMomentum(**arguments, lr=1.0, momentum=MOMENTUM))
+            else:
+                updates.append(tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=1.0, delta=gradient))
+        return updates
 
-def _slot(variable: tf.Variable, name: str) -> tf.Variable:
-    return tf.get_variable(
-        f"{variable.op.name}/{name}", variable.shape, initializer=tf.zeros_initializer(), trainable=False, use_resource=True
-    )
-
-
-def _adam(variable: tf.Variable, gradient: tf.Tensor, rates: tf.Tensor, step: tf.Tensor) -> list[tf.Operation]:
-    first, second = _slot(variable, "Adam"), _slot(variable, "Adam_1")
-    mean = first.assign(BETA1 * first + (1 - BETA1) * gradient)
-    square = second.assign(BETA2 * second + (1 - BETA2) * gradient * gradient)
-    correction = tf.sqrt(1 - tf.pow(BETA2, step)) / (1 - tf.pow(BETA1, step))
-    return [variable.assign_sub(rates * correction * mean / (tf.sqrt(square) + EPSILON)).op]
+    def _adam(self, name: str, gradient: tf.Tensor, rates: tf.Tensor, step: tf.Tensor) -> tf.Operation:
+        mean, square = self._slots[name]
+        new_mean = mean.assign(BETA1 * mean + (1 - BETA1) * gradient)
+        new_square = square.assign(BETA2 * square + (1 - BETA2) * gradient * gradient)
+        correction = tf.sqrt(1 - tf.pow(BETA2, step)) / (1 - tf.pow(BETA1, step))
+        return self._variables[name].assign_sub(rates * correction * new_mean / (tf.sqrt(new_square) + EPSILON)).op

@@ -177,4 +177,4 @@ def test_the_best_weights_are_exported_and_not_the_last(trained: Trained) -> Non
         (weights,) = (v for v in variables_of("final_layer") if v.name == "final_layer/weights:0")
         found = running.run(weights)
     np.testing.assert_array_equal(found, checkpoint.read(trained.layer, "chosen/weights"))
-    assert backbones.load(trained.backbone).width == found.shape[0]
+    assert backbones.load(trained.backbone).width == found.shape[1]

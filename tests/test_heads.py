@@ -29,8 +29,8 @@ def by_hand(values: dict[str, np.ndarray], x: np.ndarray, head: int, count: int,
     part = {name: heads.one_of(values[name], head, count) for name in values if name in heads.TRAINED}
     features = (x - values["mean"]) / values["scale"]
     if "hidden_weights" in part:
-        features = np.maximum(features @ part["hidden_weights"] + part["hidden_biases"], 0)
-    return features * dropped @ part["weights"] + part["biases"]
+        features = np.maximum(features @ part["hidden_weights"].T + part["hidden_biases"], 0)
+    return features * dropped @ part["weights"].T + part["biases"]
 
 
 @pytest.mark.parametrize("hidden_units", [0, 5])
