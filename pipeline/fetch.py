@@ -344,7 +344,7 @@ def unpack(archive: Path, folder: Path, limit: int = MODEL_BYTES) -> None:
         if isinstance(error, OSError) and error.errno not in (None, *_ERRORS_OF_NAMES):
             raise
         reason = f"{error.strerror}: …{error.filename[-40:]}" if isinstance(error, OSError) and error.filename else error
-        raise UserError(f"{archive} is no archive that can be unpacked ({reason}); remove it and run again") from error
+        raise UserError(f"{archive} is no archive that can be unpacked ({reason}); fetch it again") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -440,7 +440,7 @@ def test_an_archive_too_large_is_refused(tmp_path: Path) -> None:
 )
 def test_names_that_no_disk_can_have_are_the_archives_fault(tmp_path: Path, members: dict[str, bytes | tarfile.TarInfo]) -> None:
     (tmp_path / "in").mkdir()
-    with pytest.raises(UserError, match=r"a.tgz is no archive that can be unpacked \(.*\); remove it") as error:
+    with pytest.raises(UserError, match=r"a.tgz is no archive that can be unpacked \(.*\); fetch it again") as error:
         fetch.unpack(archive(tmp_path / "a.tgz", members), tmp_path / "in" / "out")
     assert len(str(error.value)) < 300
     assert list((tmp_path / "in").iterdir()) == []
