@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import lzma
 import os
 import re
 import shutil
@@ -107,7 +108,7 @@ def download(
             if failed == ATTEMPTS:
                 raise problem.ending or _broke_off(url, part, sha256, size, problem) from None
             wait = max(problem.wait * 2.0 ** (failed - 1), problem.asked)
-            console.note(f"{urlsplit(url).netloc}: {problem}; going on in {wait:g} s")
+            console.note(f"{urlsplit(url).netloc}: {problem}; trying again in {wait:g} s")
             sleep(wait)
     found = files.sha256_file(part)
     if sha256 and found != sha256:
@@ -120,8 +121,8 @@ def download(
 
 def _broke_off(url: str, part: Path, sha256: str, size: int, problem: _Passing) -> UserError:
     of_all = f" of {size:,}" if size else ""
-    remedy = "run again to go on from there" if _may_go_on(_Version.read(part), sha256) else "run again; this server's files begin anew"
-    return UserError(f"{url} broke off {ATTEMPTS} times, after {_length(part):,}{of_all} bytes ({problem}); {remedy}")
+    on = " to go on from there" if _may_go_on(_Version.read(part), sha256) else ""
+    return UserError(f"{url} broke off {ATTEMPTS} times, after {_length(part):,}{of_all} bytes ({problem}); run again{on}")
 
 
 def _may_go_on(known: _Version | None, sha256: str) -> bool:
@@ -340,17 +341,22 @@ def unpack(archive: Path, folder: Path, limit: int = MODEL_BYTES) -> None:
             raise UserError(f"{archive} is empty; correct the address it came from")
         top = entries[0] if len(entries) == 1 and entries[0].is_dir() else temporary
         files.move_folder(top, folder)
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OSError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in (None, *_ERRORS_OF_NAMES):
             raise
-        reason = f"{error.strerror}: …{error.filename[-40:]}" if isinstance(error, OSError) and error.filename else error
-        raise UserError(f"{archive} is no archive that can be unpacked ({reason}); fetch it again") from error
+        raise UserError(f"{archive} is no archive that can be unpacked ({_words(error)}); fetch it again") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 _ERRORS_OF_NAMES = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EINVAL, errno.EILSEQ)
 """What the names in an archive can do to a healthy disk: too long, a file where another has a folder, no letters."""
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.strerror}: …{str(error.filename)[-40:]}"
+    return str(error).partition("\n")[0].rstrip(":")
 
 
 def _unpack_tar(archive: Path, folder: Path, limit: int) -> None:
@@ -362,6 +368,10 @@ def _unpack_tar(archive: Path, folder: Path, limit: int) -> None:
             member.mode = 0o755 if member.isdir() else 0o644
             member.uid = member.gid = os.getuid()
             tar.extract(member, folder, set_attrs=True, numeric_owner=True, **_DATA_FILTER)
+        # The checksum of a .gz stands at its end, behind what a tar file is read to.
+        assert tar.fileobj is not None
+        while unpacked <= limit and (padding := tar.fileobj.read(1 << 20)):
+            unpacked += len(padding)
 
 
 # Python's own check on top of ours, where this Python has it (3.10.12, 3.11.4, 3.12).

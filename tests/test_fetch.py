@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import io
 import json
+import random
 import stat
 import tarfile
 import threading
@@ -459,6 +460,22 @@ def test_a_tar_file_that_ends_in_a_zip_file_is_a_tar_file(tmp_path: Path) -> Non
 def test_what_is_no_archive_is_said(tmp_path: Path, content: bytes | None) -> None:
     packed = archive(tmp_path / "a.tgz", {"x/1.jpg": BODY})
     packed.write_bytes(packed.read_bytes()[:2000] if content is None else content)
-    with pytest.raises(UserError, match="is no archive that can be unpacked|is empty"):
+    with pytest.raises(UserError, match="is no archive that can be unpacked|is empty") as error:
         fetch.unpack(packed, tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+def test_damage_inside_an_archive_is_noticed(tmp_path: Path, kind: str) -> None:
+    noise = random.Random(0).randbytes(300_000)  # is stored as it is, so that only the checksum tells
+    info = tarfile.TarInfo("x/1.jpg")
+    info.size = len(noise)
+    with tarfile.open(tmp_path / "a", f"w:{kind}") as tar:
+        tar.addfile(info, io.BytesIO(noise))
+    data = bytearray((tmp_path / "a").read_bytes())
+    data[150_000] ^= 1
+    (tmp_path / "a").write_bytes(data)
+    with pytest.raises(UserError, match="is no archive that can be unpacked"):
+        fetch.unpack(tmp_path / "a", tmp_path / "out")
     assert not (tmp_path / "out").exists()

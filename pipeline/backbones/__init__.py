@@ -240,12 +240,13 @@ def _resolve(handle: str, downloads: Path, report: Report) -> Path:
     """
     import warnings
 
+    from pipeline.backbones import hub_cache
+    from pipeline.tensorflow_v1 import tf  # before Hub, which would let TensorFlow chatter
+
     os.environ["TFHUB_CACHE_DIR"] = os.environ.get("TFHUB_CACHE_DIR") or str(downloads / "hub")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pkg_resources is deprecated; setup.cfg pins the setuptools that has it
         import tensorflow_hub as hub
-    from pipeline.backbones import hub_cache
-    from pipeline.tensorflow_v1 import tf
 
     if not hub_cache.is_whole(hub_cache.place(handle)):
         hub_cache.remove(hub_cache.place(handle))
