@@ -24,9 +24,9 @@ from pipeline.backbones import Backbone
 from pipeline.console import Report
 from pipeline.dataset import Photo
 from pipeline.errors import BadImage, UserError
-from pipeline.images import NO_DISTORTIONS, Distortions
+from pipeline.images import AS_IT_IS, NO_DISTORTIONS, Distortions
 from pipeline.machine import map_in_threads
-from pipeline.network import AS_IT_IS, Network
+from pipeline.network import Network
 from pipeline.tensorflow_v1 import session, tf
 from pipeline.vector_cache import VectorCache
 

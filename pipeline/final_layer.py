@@ -29,6 +29,9 @@ CHECKPOINT = "final_layer.ckpt"
 SUMMARIES = "summaries"
 CANDIDATES = "candidates.csv"
 SCOPE, BEST, CHOSEN = "final_layer", "best", "chosen"
+MEASURED = (dataset.VALIDATION, dataset.TESTING)
+"""The splits whose logits are kept, float32 [photos of the split, classes], rows in the order of the index."""
+
 ROWS_AT_ONCE = 4096
 """Rows that an evaluation takes through the heads at a time, so that memory stays flat."""
 
@@ -206,7 +209,10 @@ def train(
             tried = trainer.tried(running)
             chosen = min(range(len(tried)), key=lambda number: tried[number].validation_loss)
             testing = examples.rows[dataset.TESTING]
-            correct = int((trainer.chosen_logits(running, testing, chosen).argmax(axis=1) == examples.truth[testing]).sum())
+            logits = {split: trainer.chosen_logits(running, examples.rows[split], chosen) for split in MEASURED}
+    correct = int((logits[dataset.TESTING].argmax(axis=1) == examples.truth[testing]).sum())
+    for split, of_split in logits.items():
+        np.save(folder / logits_file(split), of_split)
     write_candidates(folder / CANDIDATES, tried)
     return Result(
         labels=examples.labels,
@@ -217,6 +223,16 @@ def train(
         test_correct=correct,
         test_interval=evaluation.wilson_interval(correct, len(testing)),
     )
+
+
+def logits_file(split: str) -> str:
+    """The name of the file with the chosen head's logits on a split of MEASURED."""
+    return f"{split}_logits.npy"
+
+
+def read_logits(folder: Path) -> dict[str, np.ndarray]:
+    """The chosen head's logits on the splits of MEASURED, from the folder of its training."""
+    return {split: np.load(folder / logits_file(split)) for split in MEASURED}
 
 
 def write_candidates(path: Path, tried: list[Tried]) -> None:

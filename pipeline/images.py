@@ -405,6 +405,17 @@ def decode_and_distort(encoded: tf.Tensor, drawn: tf.Tensor, size: int) -> tf.Te
     return tf.clip_by_value((grey + (seen - grey) * colour) * brightness, 0.0, 255.0)
 
 
+AS_IT_IS = np.zeros(0, np.float32)
+"""Says that a photo is not distorted, where ``Distortions.drawn`` says how it is."""
+
+
+def decode_view(encoded: tf.Tensor, drawn: tf.Tensor, size: int) -> tf.Tensor:
+    """In the graph: one encoded image, and AS_IT_IS or how it is distorted → float32 [size, size, 3] in 0..255, RGB."""
+    from pipeline.tensorflow_v1 import tf
+
+    return tf.cond(tf.size(drawn) > 0, lambda: decode_and_distort(encoded, drawn, size), lambda: decode_and_resize(encoded, size))
+
+
 # --- Several looks at one photo -------------------------------------------------------------------------------------
 
 AVERAGES = ("none", "mirror", "mirror+crops")

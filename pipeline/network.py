@@ -20,6 +20,7 @@ import numpy as np
 
 from pipeline import backbones, images
 from pipeline.errors import BadImage, UserError
+from pipeline.images import AS_IT_IS
 from pipeline.machine import computes_bfloat16, usable_cores
 from pipeline.tensorflow_v1 import has_gpu, session, tf
 
@@ -27,9 +28,6 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 
 BATCH_ON_GPU = 64
 SECONDS_TO_WAIT_FOR_A_BATCH = 0.005
-
-AS_IT_IS = np.zeros(0, np.float32)
-"""Says that a photo is not distorted, where ``images.Distortions.drawn`` says how it is."""
 
 
 class Network:
@@ -82,11 +80,7 @@ def load(
     with tf.Graph().as_default():
         encoded = tf.placeholder(tf.string, [], name="image_bytes")
         drawn = tf.placeholder(tf.float32, [None], name="drawn")
-        pixels = tf.cond(
-            tf.size(drawn) > 0,
-            lambda: images.decode_and_distort(encoded, drawn, size),
-            lambda: images.decode_and_resize(encoded, size),
-        )
+        pixels = images.decode_view(encoded, drawn, size)
         running = session(threads=usable_cores(), precision=precision)
         if batch == 1:
             return Network(running.make_callable(vectors(pixels[tf.newaxis])[0], [encoded, drawn]), usable_cores())

@@ -8,13 +8,18 @@ summaries/candidate-0/validation loss and accuracy on the validation split
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
-from pipeline.tensorflow_v1 import tf
+from pipeline import bottlenecks, dataset, files, images, pictures
+from pipeline.dataset import Photo, readable
+from pipeline.errors import BadImage
+from pipeline.tensorflow_v1 import session, tf
 
 if TYPE_CHECKING:
     from pipeline.final_layer import Candidate
@@ -41,7 +46,8 @@ class Curves:
             self._write_hparams()
 
     def _writer(self, folder: Path, start: int) -> tf.summary.FileWriter:
-        writer = tf.summary.FileWriter(str(folder))
+        # A file is named by the second, and a run may be killed and started again within one.
+        writer = tf.summary.FileWriter(str(folder), filename_suffix=f".{start}")
         if start:
             writer.add_session_log(tf.SessionLog(status=tf.SessionLog.START), start)
         return writer
@@ -86,6 +92,151 @@ class Curves:
     def _add(writer: tf.summary.FileWriter, proto: Any) -> None:
         # TensorBoard has classes of its own for TensorFlow's protocol buffers.
         writer.add_summary(tf.Summary.FromString(proto.SerializeToString()), 0)
+
+
+# --- Pictures and the projector, once a training is through ----------------------------------------------------------
+
+SHOWN = 25
+"""Photos on a sheet."""
+
+PROJECTED = 500
+"""Vectors that the projector shows: those of test and validation photos, or so many of them."""
+
+SPRITE_SIDE = 48
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Photos with what the classifier says of them.
+
+    Attributes:
+        rows: of the index, all of one split or of several.
+        vectors: float32 [rows, width].
+        logits: float32 [rows, classes].
+        labels: in the order of the outputs.
+    """
+
+    rows: Sequence[Photo]
+    vectors: np.ndarray
+    logits: np.ndarray
+    labels: Sequence[str]
+
+    @property
+    def predicted(self) -> list[str]:
+        return [self.labels[number] for number in self.logits.argmax(axis=1)]
+
+
+See = Callable[[bytes, Photo], np.ndarray]
+"""The bytes of a photo and its row → pixels as the network gets them, float32 [size, size, 3] in 0..255."""
+
+
+def seeing(size: int, drawn: Callable[[Photo], np.ndarray]) -> See:
+    """How a network with inputs of this size sees photos; ``drawn`` says how a row is distorted."""
+    with tf.Graph().as_default():
+        encoded, how = tf.placeholder(tf.string, []), tf.placeholder(tf.float32, [None])
+        run = session(threads=1).make_callable(images.decode_view(encoded, how, size), [encoded, how])
+    return lambda data, row: run(data, drawn(row))
+
+
+def write_pictures(
+    folder: Path, packed: Path, labels: Sequence[str], logits: dict[str, np.ndarray], photos: Path, see: See, seed: int
+) -> None:
+    """Write sheets of training photos and of misclassified test photos, the confusion matrix, and the projector's files.
+
+    Args:
+        folder: of the event files.
+        packed: the folder of the packed bottlenecks.
+        labels: in the order of the outputs.
+        logits: by split, float32 [photos of the split, classes].
+        photos: the data set's folder; a photo that is gone from it is a grey square.
+        see: how the network sees a photo.
+        seed: of which training photos are shown.
+    """
+    rows = list(enumerate(dataset.each_photo(packed / bottlenecks.INDEX)))
+    matrix = bottlenecks.Packed(packed)
+
+    def measured(split: str, most: int | None = None) -> Measured:
+        numbers = [number for number, row in rows if row.split == split][:most]
+        return Measured([rows[number][1] for number in numbers], matrix[numbers], logits[split][: len(numbers)], labels)
+
+    training = [row for _, row in rows if row.split == dataset.TRAINING]
+    shown = np.random.default_rng(seed).choice(len(training), min(SHOWN, len(training)), replace=False)
+    testing = measured(dataset.TESTING)
+    _write_pages(folder, [training[number] for number in shown], testing, photos, see)
+    write_projector(folder, [measured(split, PROJECTED // len(logits)) for split in logits], photos)
+
+
+def _write_pages(folder: Path, training: Sequence[Photo], testing: Measured, photos: Path, see: See) -> None:
+    pages = {"confusion_matrix": pictures.confusion_matrix(confusion(testing), testing.labels)}
+    if seen := _as_seen(training, photos, see):
+        pages["training_photos"] = seen
+    if wrong := _misclassified(testing, photos):
+        pages["misclassified_test_photos"] = wrong
+    with tf.Graph().as_default(), tf.summary.FileWriter(str(folder), filename_suffix=".pictures") as writer:
+        for tag, page in pages.items():
+            data = pictures.encoded(page, "PNG" if tag == "confusion_matrix" else "JPEG")
+            image = tf.Summary.Image(height=page.height, width=page.width, colorspace=3, encoded_image_string=data)
+            writer.add_summary(tf.Summary(value=[tf.Summary.Value(tag=tag, image=image)]), 0)
+
+
+def confusion(measured: Measured) -> np.ndarray:
+    """Counts, int [classes, classes]: the true label down, the predicted one across."""
+    number_of = {label: number for number, label in enumerate(measured.labels)}
+    counts = np.zeros((len(measured.labels), len(measured.labels)), int)
+    np.add.at(counts, ([number_of[row.label] for row in measured.rows], measured.logits.argmax(axis=1)), 1)
+    return counts
+
+
+def _as_seen(rows: Sequence[Photo], photos: Path, see: See) -> Image.Image | None:
+    seen, captions = [], []
+    for row in rows:
+        try:
+            pixels = see(images.readable_bytes(images.read_file(photos / row.path)), row)
+        except BadImage:
+            continue
+        seen.append(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)))
+        captions.append(f"{row.label} (view {row.view})" if row.view else row.label)
+    return pictures.sheet(seen, captions, columns=5) if seen else None
+
+
+def _misclassified(testing: Measured, photos: Path) -> Image.Image | None:
+    """The test photos that are named wrongly with the largest confidence."""
+    margins = testing.logits.max(axis=1) - np.array(
+        [logits[testing.labels.index(row.label)] for row, logits in zip(testing.rows, testing.logits)]
+    )
+    worst = [number for number in np.argsort(-margins, kind="stable")[:SHOWN] if margins[number] > 0]
+    if not worst:
+        return None
+    shown = [pictures.thumbnail(photos / testing.rows[number].path, testing.rows[number].sha256, 200) for number in worst]
+    captions = [f"{testing.rows[number].label} → {testing.predicted[number]}" for number in worst]
+    return pictures.sheet(shown, captions, columns=5)
+
+
+def write_projector(folder: Path, projected: Sequence[Measured], photos: Path) -> None:
+    """Vectors, labels and thumbnails for TensorBoard's projector."""
+    vectors = np.concatenate([measured.vectors for measured in projected])
+    vectors.astype("<f4").tofile(folder / "vectors.bytes")
+    rows = [row for measured in projected for row in measured.rows]
+    predicted = [label for measured in projected for label in measured.predicted]
+    lines = [("label", "predicted", "split", "photo")]
+    lines += [(row.label, label, row.split, readable(row.path)) for row, label in zip(rows, predicted)]
+    text = "".join("\t".join(" ".join(cell.split()) for cell in line) + "\n" for line in lines)
+    files.write_atomic(folder / "metadata.tsv", text.encode())
+    sprite = pictures.grid([pictures.thumbnail(photos / row.path, row.sha256, SPRITE_SIDE) for row in rows])
+    files.write_atomic(folder / "sprite.jpg", pictures.encoded(sprite, "JPEG"))
+    count, width = vectors.shape
+    files.write_atomic(
+        folder / "projector_config.pbtxt",
+        f"""embeddings {{
+  tensor_name: "bottlenecks"
+  tensor_shape: {count}
+  tensor_shape: {width}
+  tensor_path: "vectors.bytes"
+  metadata_path: "metadata.tsv"
+  sprite {{ image_path: "sprite.jpg" single_image_dim: {SPRITE_SIDE} single_image_dim: {SPRITE_SIDE} }}
+}}
+""".encode(),
+    )
 
 
 def candidate_name(number: int) -> str:

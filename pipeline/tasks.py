@@ -311,12 +311,23 @@ class TrainFinalLayer(Artifact):
     init_from_key = luigi.Parameter(default="", positional=False)
 
     def make(self, work: Path) -> dict[str, Any]:
-        from pipeline import final_layer
+        from pipeline import final_layer, summaries
 
         names = [field.name for field in dataclasses.fields(final_layer.Options)]
         options = final_layer.Options(**{name: getattr(self, name) for name in names})
         with self.progress("steps") as report:
             result = final_layer.train(work, self.requires().folder, options, report, self._start())
+        packed = self.requires()
+        size = backbones.load(packed.requires()[1].folder).input_size
+        summaries.write_pictures(
+            work / final_layer.SUMMARIES,
+            packed.folder,
+            result.labels,
+            final_layer.read_logits(work),
+            Path(self.images),
+            summaries.seeing(size, packed.extraction().drawn),
+            self.seed,
+        )
         return {
             "data": self.data,
             **dataclasses.asdict(result),

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -7,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import bottlenecks, checkpoint, dataset, evaluation, final_layer
+from pipeline import bottlenecks, checkpoint, dataset, evaluation, final_layer, heads
 from pipeline.dataset import Photo
-from pipeline.tensorflow_v1 import tf
+from pipeline.errors import UserError
+from pipeline.heads import Shape
+from pipeline.tensorflow_v1 import session, tf
 from pipeline.vector_cache import VectorCache
 
 WIDTH, CLASSES, COUNT = 12, 3, 240
@@ -151,6 +156,50 @@ def test_a_killed_training_ends_with_the_same_bytes(packed: Path, tmp_path: Path
     assert final_layer.train(tmp_path / "killed", packed, OPTIONS) == whole  # again, with nothing left to train
 
 
+KILLED_AT_RANDOM = """
+import os, random, signal, sys, threading
+from pathlib import Path
+from pipeline import final_layer
+from tests_options import OPTIONS
+
+folder, packed = map(Path, sys.argv[1:])
+kills = 0
+for attempt in range(100):
+    child = os.fork()  # no session has run in this process, so TensorFlow survives that
+    if child == 0:
+        moment = random.Random(attempt)
+        steps, delay = moment.randint(1, OPTIONS.how_many_training_steps // 30), moment.uniform(0, 0.01)
+        first = None
+
+        def kill(done, total):
+            global first
+            first = done if first is None else first
+            if kills < 20 and done - first >= steps:
+                threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+        final_layer.train(folder, packed, OPTIONS, kill)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        kills += 1
+    else:
+        sys.exit(status or kills != 20)
+"""
+
+
+def test_killed_for_real_at_twenty_random_moments_it_ends_with_the_same_bytes(packed: Path, tmp_path: Path) -> None:
+    """Each process is killed with -9 some steps after it went on, and a moment later: in the middle of a step or a save."""
+    options = replace(OPTIONS, how_many_training_steps=3000, checkpoint_interval=40, weight_decay=(0.01, 0.1), dropout=0.1)
+    final_layer.train(tmp_path / "whole", packed, options)
+    (tmp_path / "tests_options.py").write_text(f"from pipeline.final_layer import Options\nOPTIONS = {options!r}\n")
+    command = [sys.executable, "-c", KILLED_AT_RANDOM, str(tmp_path / "killed"), str(packed)]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert tensors(tmp_path / "killed") == tensors(tmp_path / "whole")
+
+
 def test_the_checkpoint_interval_changes_no_byte(packed: Path, tmp_path: Path) -> None:
     final_layer.train(tmp_path / "a", packed, OPTIONS)
     final_layer.train(tmp_path / "b", packed, replace(OPTIONS, checkpoint_interval=7))
@@ -171,6 +220,145 @@ def test_checkpoints_hold_optimizer_slots_and_global_step(packed: Path, tmp_path
         latest = tf.train.latest_checkpoint(str(tmp_path))
         tf.train.import_meta_graph(latest + ".meta").restore(running, latest)
         assert running.run("global_step/Read/ReadVariableOp:0") == 60
+
+
+# --- Sweeps and what else can be chosen ----------------------------------------------------------------------------------
+
+SWEEP = replace(OPTIONS, learning_rate=(0.01, 0.1), weight_decay=(0.0, 0.1), label_smoothing=(0.0, 0.2))
+
+
+def test_candidates_train_as_each_would_alone(packed: Path, tmp_path: Path) -> None:
+    together = final_layer.train(tmp_path / "together", packed, SWEEP)
+    assert len(together.candidates) == 8
+    for number, candidate in enumerate(SWEEP.candidates):
+        alone = replace(
+            SWEEP,
+            learning_rate=(candidate.learning_rate,),
+            weight_decay=(candidate.weight_decay,),
+            label_smoothing=(candidate.label_smoothing,),
+        )
+        result = final_layer.train(tmp_path / str(number), packed, alone)
+        assert result.best.best_step == together.candidates[number].best_step
+        assert result.best.validation_loss == pytest.approx(together.candidates[number].validation_loss, rel=1e-4)
+
+
+def test_the_candidate_with_the_lowest_validation_loss_is_kept_as_a_head_of_its_own(packed: Path, tmp_path: Path) -> None:
+    result = final_layer.train(tmp_path, packed, SWEEP)
+    losses = [candidate.validation_loss for candidate in result.candidates]
+    assert losses[result.chosen] == min(losses) < max(losses)
+    latest = checkpoint.latest(tmp_path)
+    chosen, best = (tf.train.load_variable(latest, f"{scope}/weights") for scope in ("chosen", "best"))
+    np.testing.assert_array_equal(chosen, best[CLASSES * result.chosen : CLASSES * (result.chosen + 1)])
+    rows = (tmp_path / final_layer.CANDIDATES).read_text().splitlines()
+    assert rows[0] == "learning_rate,weight_decay,label_smoothing,best_step,validation_loss,validation_accuracy"
+    assert len(rows) == 9
+    assert {(split, logits.shape) for split, logits in final_layer.read_logits(tmp_path).items()} == {
+        (split, (len(splits(packed)[split][1]), CLASSES)) for split in (dataset.VALIDATION, dataset.TESTING)
+    }
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"optimizer": "adam", "learning_rate": (0.01,)},
+        {"optimizer": "sgd", "learning_rate": (0.5,)},
+        {"schedule": "cosine"},
+        {"schedule": "step"},
+        {"dropout": 0.3},
+        {"hidden_units": 16},
+        {"hidden_units": 16, "dropout": 0.3, "optimizer": "adam", "learning_rate": (0.01,)},
+        {"class_weights": "balanced"},
+        {"label_smoothing": (0.1,)},
+    ],
+)
+def test_each_way_learns_and_goes_on_after_a_kill_to_the_same_bytes(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict
+) -> None:
+    options = replace(OPTIONS, how_many_training_steps=120, **change)
+    whole = final_layer.train(tmp_path / "whole", packed, options)
+    assert whole.best.validation_accuracy > 0.7  # by chance a third
+
+    def kill(done: int, total: int) -> None:
+        if done >= 50:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        final_layer.train(tmp_path / "killed", packed, options, kill)
+    monkeypatch.setattr(final_layer, "STEPS_AT_ONCE", 3)
+    final_layer.train(tmp_path / "killed", packed, options)
+    assert tensors(tmp_path / "killed") == tensors(tmp_path / "whole")
+
+
+def test_patience_ends_a_training_that_gets_no_better(packed: Path, tmp_path: Path) -> None:
+    options = replace(OPTIONS, how_many_training_steps=2000, learning_rate=(3.0,), weight_decay=(0.0,), patience=4)
+    result = final_layer.train(tmp_path, packed, options)
+    assert result.steps == result.best.best_step + 4 * OPTIONS.eval_step_interval < 2000
+    assert final_layer.train(tmp_path, packed, options) == result
+
+
+def test_balanced_classes_weigh_the_same() -> None:
+    weights = final_layer.balanced_weights(np.array([0] * 6 + [1] * 3 + [2] * 3), 3)
+    assert weights.tolist() == pytest.approx([12 / 18, 12 / 9, 12 / 9])
+
+
+def test_the_saver_keeps_as_many_checkpoints_as_it_is_told(packed: Path, tmp_path: Path) -> None:
+    for most, kept in ((2, [45, 60]), (0, [15, 30, 45, 60])):
+        folder = tmp_path / str(most)
+        final_layer.train(folder, packed, replace(OPTIONS, max_to_keep=most))
+        assert sorted(int(path.stem.rpartition("-")[2]) for path in folder.glob("*.index")) == kept
+
+
+# --- Starting from another training ------------------------------------------------------------------------------------
+
+
+def start_of(folder: Path, labels: list[str]) -> final_layer.Start:
+    """What an export made of the training in ``folder`` would give to start from."""
+    names = [name for name, _ in tf.train.list_variables(checkpoint.latest(folder)) if name.startswith("chosen/")]
+    return final_layer.Start(labels, {name.partition("/")[2]: np.asarray(checkpoint.read(folder, name)) for name in names})
+
+
+@pytest.mark.parametrize("hidden_units", [0, 8])
+def test_a_start_gives_the_logits_that_it_had_under_another_standardisation(packed: Path, tmp_path: Path, hidden_units: int) -> None:
+    result = final_layer.train(tmp_path, packed, replace(OPTIONS, hidden_units=hidden_units))
+    start = start_of(tmp_path, result.labels)
+    shape = Shape(WIDTH, CLASSES, hidden_units)
+    mean, scale = np.full(WIDTH, 3.0, np.float32), 2.5
+    fitted = start.fitted(heads.initial(shape, 0), shape, result.labels, mean, scale)
+    vectors = splits(packed)[dataset.TESTING][0].astype(np.float32)
+    before, after = (run_head(shape, values, vectors) for values in (start.values, {"mean": mean, "scale": np.float32(scale), **fitted}))
+    np.testing.assert_allclose(after, before, atol=1e-3)
+
+
+def run_head(shape: Shape, values: dict[str, np.ndarray], vectors: np.ndarray) -> np.ndarray:
+    with tf.Graph().as_default(), session(threads=1) as running:
+        layer = heads.variables(shape, "layer")
+        running.run([v.initializer for v in layer.values()], {v.initializer.inputs[1]: values[n] for n, v in layer.items()})
+        return running.run(heads.logits(tf.constant(vectors), layer))
+
+
+def test_shared_labels_start_as_they_were_and_new_ones_fresh(packed: Path, tmp_path: Path) -> None:
+    result = final_layer.train(tmp_path, packed, OPTIONS)
+    start = start_of(tmp_path, result.labels)
+    shape = Shape(WIDTH, 3, heads=2)
+    labels = ["class 0", "class 2", "new"]
+    fitted = start.fitted(heads.initial(shape, 0), shape, labels, start.values["mean"], float(start.values["scale"]))
+    for head in range(2):
+        rows = heads.one_of(fitted["weights"], head, 2)
+        np.testing.assert_allclose(rows[:2], start.values["weights"][[0, 2]], rtol=1e-6)
+        assert not rows[2].any()
+
+
+def test_a_training_that_starts_from_its_own_end_begins_with_its_loss(packed: Path, tmp_path: Path) -> None:
+    first = final_layer.train(tmp_path / "first", packed, OPTIONS)
+    options = replace(OPTIONS, how_many_training_steps=1, learning_rate=(1e-6,), eval_step_interval=1)
+    again = final_layer.train(tmp_path / "again", packed, options, start_from=start_of(tmp_path / "first", first.labels))
+    assert again.best.validation_loss == pytest.approx(first.best.validation_loss, rel=1e-3)
+
+
+def test_a_head_of_another_shape_is_no_start(packed: Path, tmp_path: Path) -> None:
+    first = final_layer.train(tmp_path / "first", packed, OPTIONS)
+    with pytest.raises(UserError, match="another network or hidden layer; name an export of the same model and hidden_units"):
+        final_layer.train(tmp_path, packed, replace(OPTIONS, hidden_units=4), start_from=start_of(tmp_path / "first", first.labels))
 
 
 def test_standardisation_has_one_scale_for_all_features() -> None:
