@@ -11,3 +11,9 @@ class DataMissing(UserError):
 
 class BadImage(Exception):
     """One photo cannot be used. The message is the reason, as it stands in ``skipped.csv``."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, short enough to stand in a line of ours."""
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__

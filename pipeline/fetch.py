@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -198,8 +199,8 @@ def unpack(archive: Path, folder: Path) -> None:
         top = entries[0] if len(entries) == 1 and entries[0].is_dir() else temporary
         files.move_folder(top, folder)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG):
+            raise  # the disk's fault and not the archive's
         raise UserError(f"{archive} is no archive that can be unpacked ({error}); remove it and run again") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

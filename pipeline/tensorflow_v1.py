@@ -37,11 +37,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 with _hushed():
     import tensorflow as tf2
     import tensorflow.compat.v1 as tf
+    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     tf.config.experimental.list_physical_devices("GPU")
 
-__all__ = ["control_flow_v1", "convert_variables_to_constants_v2", "session", "tf", "tf2"]
+__all__ = ["SavedModel", "control_flow_v1", "convert_variables_to_constants_v2", "session", "tf", "tf2"]
 
 tf.logging.set_verbosity(tf.logging.ERROR)
 # TensorFlow warns that its own v1 calls are old. They are what this project is about.
