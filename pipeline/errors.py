@@ -15,5 +15,6 @@ class BadImage(Exception):
 
 def first_line(error: BaseException) -> str:
     """What another library's error says, short enough to stand in a line of ours."""
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
+    # TensorFlow puts a heading and the place of the node before what happened.
+    lines = [line.strip() for line in str(error).splitlines() if not line.startswith(("Graph execution error", "Detected at ", "Node: "))]
+    return next((line[:200] for line in lines if line), type(error).__name__)

@@ -220,7 +220,7 @@ def test_a_graph_that_ends_in_its_features_has_no_classifier(tmp_path: Path) -> 
         (Description(input="image"), "model_input = 'image' is not in the model's graph; likely are: input:0"),
         (Description(bottleneck="gamma"), "does not depend on model_input"),
         (Description(bottleneck="Relu6"), "which is not pooled yet"),
-        (Description(size=SIZE + 6), "the model does not run on a batch of|cannot be used|is not pooled yet"),
+        (Description(size=SIZE + 6), "the model does not run on two images|cannot be used|is not pooled yet"),
     ],
 )
 def test_a_wrong_description_gets_a_remedy(mobilenet: Path, tmp_path: Path, described: Description, message: str) -> None:

@@ -23,7 +23,7 @@ from pipeline.backbones import labels
 from pipeline.backbones.catalogue import CATALOGUE, Archive, Package
 from pipeline.backbones.frozen import NOTHING_SAID, Description, Frozen
 from pipeline.console import Report
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from pipeline.tensorflow_v1 import tf
@@ -328,7 +328,10 @@ def _check_batch(running: tf.Session, image: tf.Tensor, bottleneck: tf.Tensor, m
         together = running.run(bottleneck, {image: pair})
         alone = np.concatenate([running.run(bottleneck, {image: one[None]}) for one in pair])
     except tf.errors.OpError as error:
-        raise UserError(f"the model does not run on a batch of {size} × {size} images ({error.message.splitlines()[0][:200]})") from None
+        raise UserError(
+            f"the model does not run on two images of {size} × {size} pixels ({first_line(error)}); "
+            "correct model_size, or freeze it for a batch of any size"
+        ) from None
     if not np.isfinite(alone).all():
         raise UserError("the model gives vectors that are not finite; its weights are damaged, or model_mean and model_std are wrong")
     if together.shape != alone.shape or np.abs(together - alone).max() > BATCH_TOLERANCE * max(np.abs(alone).max(), 1e-6):

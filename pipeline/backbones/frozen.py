@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.backbones.allowed_ops import refuse_others
 from pipeline.backbones.graphs import Wiring, functions_called, node_of, value_of
 from pipeline.backbones.guess import fixed_value
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from pipeline.tensorflow_v1 import tf
@@ -192,7 +192,7 @@ def _imported(graph: tf.GraphDef, replaced: dict[str, Any], wanted: list[str]) -
     try:
         return tf.import_graph_def(graph, replaced, wanted, name=SCOPE)
     except (ValueError, TypeError, KeyError, tf.errors.OpError) as error:
-        raise UserError(f"the model's graph cannot be used ({str(error).splitlines()[0][:200]}); get or freeze it again") from None
+        raise UserError(f"the model's graph cannot be used ({first_line(error)}); get or freeze it again") from None
 
 
 def _dequantized(graph: tf.GraphDef) -> tf.GraphDef:

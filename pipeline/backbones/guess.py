@@ -130,8 +130,9 @@ def _guess_cut(wiring: Wiring) -> tuple[_Cut, list[str]]:
         raise UserError(
             "the model's bottleneck cannot be guessed: there is no pooling or dense layer at its end; say it with model_bottleneck = TENSOR"
         )
-    best = max(cuts, key=lambda cut: (len(wiring.before_all(cut.bottleneck)), bool(cut.end)))
-    return best, list(dict.fromkeys(cut.bottleneck for cut in cuts if cut.bottleneck != best.bottleneck))
+    features = {cut: wiring.back(cut.bottleneck, lambda node: node.op in _RESHAPING)[-1] for cut in cuts}
+    best = max(cuts, key=lambda cut: (len(wiring.before_all(features[cut])), bool(cut.end)))
+    return best, list(dict.fromkeys(cut.bottleneck for cut in cuts if features[cut] != features[best]))
 
 
 def _beside_the_network(wiring: Wiring) -> set[str]:

@@ -103,6 +103,8 @@ def _bottleneck(calls: list[tuple[Any, tf.Tensor]], name: str, path: Path) -> in
         if name not in names:
             raise UserError(f"model_bottleneck = {name!r} is no layer of {path.name}; its last layers are: {last}")
         return len(names) - 1 - names[::-1].index(name)
+    if calls[-1][1].shape.rank == 4:
+        return len(calls) - 1  # it ends in images, or in one pooled with its dimensions kept
     pooled = images = -1
     for number, (layer, output) in enumerate(calls):
         if "Pooling2D" in type(layer).__name__ and not _is_of_pixels(output):
