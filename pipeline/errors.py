@@ -15,6 +15,7 @@ class BadImage(Exception):
 
 def first_line(error: BaseException) -> str:
     """What another library's error says, short enough to stand in a line of ours."""
-    # TensorFlow puts a heading and the place of the node before what happened.
-    lines = [line.strip() for line in str(error).splitlines() if not line.startswith(("Graph execution error", "Detected at ", "Node: "))]
-    return next((line[:200] for line in lines if line), type(error).__name__)
+    # Before what happened, TensorFlow tells where the node was made, and ends that with its name.
+    before, _, after = str(error).rpartition("\nNode: ")
+    text = after.partition("\n")[2] if before else after
+    return next((line.strip()[:200] for line in text.splitlines() if line.strip()), type(error).__name__)

@@ -16,56 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Project, make_photos
+from small_models import AT_SIZE, CLASSES, SIZE, TOLERANCE, WIDTH, assert_same, images, make, vectors, weights
 
 from pipeline import backbones, files
-from pipeline.backbones import formats, frozen, hub_cache, labels
+from pipeline.backbones import formats, hub_cache, labels
 from pipeline.backbones.frozen import Description
 from pipeline.errors import UserError
-from pipeline.tensorflow_v1 import session, tf, tf2
-
-SIZE, WIDTH, CLASSES = 32, 6, 4
-TOLERANCE = 1e-5
-"""For the vectors of the same weights run by two graphs: single-precision arithmetic in another order."""
-
-
-def images(count: int = 3) -> np.ndarray:
-    """Pixels in 0..255, [count, SIZE, SIZE, 3]."""
-    return np.random.default_rng(0).uniform(0, 255, (count, SIZE, SIZE, 3)).astype(np.float32)
-
-
-def weights(*shape: int) -> np.ndarray:
-    return np.random.default_rng(list(shape)).normal(0, 0.5, shape).astype(np.float32)
-
-
-def make(model: Path | str, tmp_path: Path, described: Description = frozen.NOTHING_SAID) -> tuple[Path, list[str]]:
-    folder = tmp_path / "backbone"
-    _, guessed = backbones.make(str(model), folder, tmp_path / "downloads", described)
-    return folder, guessed
-
-
-def vectors(folder: Path, pixels: np.ndarray, output: str = backbones.BOTTLENECK) -> np.ndarray:
-    """What the backbone in ``folder`` gives, from its frozen graph; its checkpoint has to agree."""
-    backbone = backbones.load(folder)
-    batch = (pixels - backbone.mean) / backbone.std
-    with tf.Graph().as_default(), session(threads=1) as running:
-        tf.import_graph_def(backbones.load_graph(folder, output), name="")
-        result = running.run(output, {backbones.INPUT: batch})
-    latest = tf.train.latest_checkpoint(str(folder))
-    with tf.Graph().as_default(), session(threads=1) as running:
-        tf.train.import_meta_graph(latest + ".meta").restore(running, latest)
-        (given,) = tf.get_collection("input")
-        np.testing.assert_allclose(running.run(output, {given: batch}), result, rtol=TOLERANCE, atol=TOLERANCE)
-        assert tf.trainable_variables()
-    return result
-
-
-def assert_same(folder: Path, native: np.ndarray, output: str = backbones.BOTTLENECK) -> None:
-    """Batch and single images give the model's own vectors."""
-    together = vectors(folder, images(), output)
-    np.testing.assert_allclose(together, native, rtol=TOLERANCE, atol=TOLERANCE)
-    for i, image in enumerate(images()):
-        np.testing.assert_allclose(vectors(folder, image[None], output)[0], native[i], rtol=TOLERANCE, atol=TOLERANCE)
-
+from pipeline.tensorflow_v1 import tf, tf2
 
 # --- Frozen graphs -----------------------------------------------------------------------------------------------------
 
@@ -113,9 +70,6 @@ def frozen_member(path: Path, name: str) -> bytes:
 @pytest.fixture
 def mobilenet(tmp_path: Path) -> Path:
     return classic_mobilenet(tmp_path, "mobilenet_v1_0.25_128")
-
-
-AT_SIZE = Description(size=SIZE)
 
 
 def test_a_classic_mobilenet_archive(mobilenet: Path, tmp_path: Path) -> None:

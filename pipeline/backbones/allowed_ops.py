@@ -30,7 +30,8 @@ _ALLOWED = re.compile(
     | Abs | Add(V2|N)? | AccumulateNV2 | Sub | Mul(NoNan)? | Div(NoNan)? | RealDiv | FloorDiv | TruncateDiv | Mod | FloorMod | TruncateMod
     | Pow | Square | SquaredDifference | Sqrt | Rsqrt | Reciprocal | Inv | Neg | Sign | Exp | Expm1 | Log | Log1p | Xlogy | Xlog1py | Xdivy
     | Ceil | Floor | Round | Rint | Maximum | Minimum | ClipByValue | Erf(c|inv)? | Lgamma | Digamma
-    | A?(Sin|Cos|Tan)h? | Atan2 | Real | Imag | Conj | Complex(Abs)? | Angle | Cum(sum|prod) | CumulativeLogsumexp | CheckNumerics(V2)?
+    | (Sin|Cos|Tan|Asin|Acos|Atan)h? | Atan2 | Real | Imag | Conj | Complex(Abs)? | Angle | Cum(sum|prod) | CumulativeLogsumexp
+    | CheckNumerics(V2)?
     | (Not)?Equal | ApproximateEqual | (Less|Greater)(Equal)? | Logical(And|Or|Not) | Bitwise(And|Or|Xor) | Invert | (Left|Right)Shift
     | Is(Nan|Inf|Finite) | Assert | (Batch)?MatMul(V2|V3)? | Einsum | Cross | L2Loss | I?R?FFT(2D|3D|ND)? | Batch(I)?FFT(2D|3D)?
     | Sum | Prod | Mean | Max | Min | All | Any | ArgMax | ArgMin | EuclideanNorm | (Unsorted)?Segment(Sum|Mean|Prod|Min|Max)(V2)?

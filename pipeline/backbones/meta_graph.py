@@ -6,7 +6,10 @@ variable has which tensor of the checkpoint, and the values are restored by an o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,13 +73,26 @@ def freeze(found: Frozen, meta: tf.MetaGraphDef, prefix: Path) -> Frozen:
             reading = graph.node.add(name=f"{node.name}/Read/ReadVariableOp", op="ReadVariableOp", input=[node.name])
             reading.attr["dtype"].CopyFrom(node.attr["dtype"])
     try:
-        with tf.Graph().as_default() as built, session(threads=1) as running:
+        with tf.Graph().as_default() as built, session(threads=1) as running, _plainly_named(prefix) as named:
             tf.import_graph_def(graph, name="", producer_op_list=meta.meta_info_def.stripped_op_list)
-            running.run([_restoring(built, node, prefix, _kept_as(meta)) for node in variables])
+            running.run([_restoring(built, node, named, _kept_as(meta)) for node in variables])
             found.graph = tf.graph_util.convert_variables_to_constants(running, graph, _ends(found))
     except (tf.errors.OpError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{prefix} is no checkpoint that can be restored ({first_line(error)})") from None
     return found
+
+
+@contextlib.contextmanager
+def _plainly_named(prefix: Path) -> Iterator[Path]:
+    """The checkpoint under a name without brackets and stars: TensorFlow would take them for a pattern."""
+    if not re.search(r"[\[\]*?\\]", str(prefix)):
+        yield prefix
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for path in prefix.parent.iterdir():
+            if path.name.startswith(f"{prefix.name}."):
+                (Path(folder) / f"checkpoint{path.name.removeprefix(prefix.name)}").symlink_to(path.resolve())
+        yield Path(folder) / "checkpoint"
 
 
 def _ends(found: Frozen) -> Sequence[str]:
