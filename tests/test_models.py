@@ -225,7 +225,9 @@ def test_a_quantized_weight_becomes_the_floats_it_stands_for(tmp_path: Path) -> 
     with tf.Graph().as_default() as graph:
         image = tf.placeholder(tf.float32, [1, SIZE, SIZE, 3], name="x")
         kernel = tf.quantization.dequantize(tf.bitcast(tf.constant(codes), tf.quint8), -1.0, 1.0, name="w")
-        tf.reduce_mean(tf.nn.conv2d(image, kernel, strides=2, padding="SAME"), [1, 2], name="features")
+        features = tf.reduce_mean(tf.nn.conv2d(image, kernel, strides=2, padding="SAME"), [1, 2], keepdims=True, name="features")
+        of_classes = tf.quantization.dequantize(tf.bitcast(tf.constant(codes[:1, :1, :1].repeat(WIDTH, 2)), tf.quint8), -1.0, 1.0)
+        tf.nn.softmax(tf.squeeze(tf.nn.conv2d(features, of_classes, strides=1, padding="SAME"), [1, 2]))
         definition = graph.as_graph_def()
     # In such files the codes are constants of the type itself.
     for node in definition.node:

@@ -83,17 +83,17 @@ class Wiring:
             way.append(next_one)
         return way
 
-    def weights(self, name: str) -> tf.NodeDef | None:
+    def weights(self, name: str, over: tuple[str, ...] = _SAME_VALUE) -> tf.NodeDef | None:
         """The constant or variable that the tensor ``name`` is a copy of, if it is one of these."""
         node, seen = self.nodes.get(node_of(name)), set()
-        while node is not None and node.op in _SAME_VALUE and node.name not in seen:
+        while node is not None and node.op in over and node.name not in seen:
             seen.add(node.name)
             node = self.nodes.get(node_of(node.input[0]))
         return node if node is not None and node.op in ("Const", *_VARIABLES) else None
 
     def shape_of_weights(self, name: str) -> list[int]:
         """The shape of the constant or variable behind the tensor ``name``; empty where there is none."""
-        node = self.weights(name)
+        node = self.weights(name, (*_SAME_VALUE, "Dequantize"))
         if node is None:
             return []
         shape = node.attr["value"].tensor.tensor_shape if node.op == "Const" else node.attr["shape"].shape
