@@ -1,10 +1,11 @@
 # make retrain DATA=flowers    folders of labelled photos → a classifier
 # make test                    lint, types, layers and all tests
+# make benchmark               the pipeline against the pattern of retrain.py, on this machine
 # make install                 only the set-up that the first does too
 # make clean                   remove the virtual environment
 
 DATA ?= flowers
-# More parameters of the task, e.g. ARGS="--learning-rate 0.1"
+# More parameters of the task, e.g. ARGS="--learning-rate 0.1", or of the benchmarks, e.g. ARGS="--photos data/flowers"
 ARGS ?=
 
 VENV := .venv
@@ -13,7 +14,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; 
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: retrain test install clean
+.PHONY: retrain test benchmark install clean
 
 retrain: $(VENV)/installed
 	@$(VENV)/bin/luigi --module pipeline Export --data '$(DATA)' $(ARGS)
@@ -24,6 +25,9 @@ test: $(VENV)/installed-test
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
 	$(VENV)/bin/pytest
+
+benchmark: $(VENV)/installed
+	@$(VENV)/bin/python -m benchmarks $(ARGS)
 
 install: $(VENV)/installed
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline import console, dataset
 from pipeline.dataset import readable
@@ -58,6 +59,13 @@ def _parser() -> argparse.ArgumentParser:
     graph.add_argument("model", metavar="NAME|PATH|URL|HANDLE")
     _describes_model(graph)
     graph.set_defaults(run=_write_graph)
+
+    cache = verbs.add_parser("cache", help="the vectors of all photos").add_subparsers(dest="cache_verb", required=True, metavar="VERB")
+    cache.add_parser("show", help="vectors, size and hits, by model").set_defaults(run=_show_cache)
+    cache.add_parser("verify", help="check every file").set_defaults(run=_verify_cache)
+    prune = cache.add_parser("prune", help="find the vectors of photos that are in no index any more")
+    prune.add_argument("--delete", action="store_true", help="and remove them; without it nothing is changed")
+    prune.set_defaults(run=_prune_cache)
     return parser
 
 
@@ -166,6 +174,67 @@ def _write_graph(options: argparse.Namespace) -> int:
     logdir = settings.paths().store / "graphs" / folder.name
     backbones.write_graph_summary(folder, logdir)
     console.say(f"look at it with: tensorboard --logdir {logdir}")
+    return 0
+
+
+def _show_cache(_: argparse.Namespace) -> int:
+    from pipeline import settings, vector_cache
+
+    hits: Counter[str] = Counter()
+    computed: Counter[str] = Counter()
+    for manifest in _manifests("ComputeBottlenecks"):
+        for key in manifest["vectors"]:
+            hits[key] += manifest["cached"]
+            computed[key] += manifest["computed"]
+    console.say(f"{'vectors of':<56}{'files':>10}{'MB':>10}{'computed':>10}{'hits':>10}")
+    for found in vector_cache.survey(settings.paths().bottleneck_dir):
+        name = found.folder.name
+        console.say(f"{name:<56}{found.count:>10}{found.bytes / 1e6:>10.1f}{computed[name]:>10}{hits[name]:>10}")
+    return 0
+
+
+def _manifests(task: str) -> list[dict[str, Any]]:
+    from pipeline import files, settings
+
+    found = [files.read_manifest(folder) for folder in settings.paths().runs(task)]
+    return [manifest for manifest in found if manifest]
+
+
+def _verify_cache(_: argparse.Namespace) -> int:
+    from pipeline import settings, vector_cache
+
+    folders = vector_cache.survey(settings.paths().bottleneck_dir)
+    total = sum(found.count for found in folders)
+    checked = damaged = 0
+
+    def count() -> None:
+        nonlocal checked
+        checked += 1
+        report(checked, total)
+
+    with console.progress("cache verify", "vectors") as report:
+        report(0, total)
+        for found in folders:
+            for path, problem in vector_cache.verify(found.folder, count):
+                damaged += 1
+                console.complain(f"{path}: {problem}")
+    console.say(f"{total} vectors checked, {damaged} damaged" + ("; a run that needs them makes them again" if damaged else ""))
+    return FAILED if damaged else 0
+
+
+def _prune_cache(options: argparse.Namespace) -> int:
+    from pipeline import settings, vector_cache
+
+    indexes = [folder / "index.csv" for task in ("IndexImages", "ComputeBottlenecks") for folder in settings.paths().runs(task)]
+    used = {photo.sha256 for index in indexes if index.is_file() for photo in dataset.each_photo(index)}
+    count = size = 0
+    for folder in vector_cache.folders(settings.paths().bottleneck_dir):
+        for entry in vector_cache.unused(folder, used):
+            count, size = count + 1, size + entry.stat().st_size
+            if options.delete:
+                vector_cache.remove(Path(entry.path))
+    what = f"{count} vectors ({size / 1e6:.1f} MB) of photos that are in no index"
+    console.say(f"removed {what}" if options.delete else f"{what}; remove them with: python -m pipeline cache prune --delete")
     return 0
 
 

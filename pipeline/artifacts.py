@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -55,7 +56,8 @@ class QuietTask(luigi.Task):
     @contextlib.contextmanager
     def progress(self, unit: str) -> Iterator[console.Report]:
         """Show the progress of this task, in ``unit`` (a plural noun, or B for bytes)."""
-        last = 0.0
+        last = -math.inf
+        pace = console.Pace(unit)
         with console.progress(self.task_family, unit) as show:
 
             def report(done: int, total: int) -> None:
@@ -65,7 +67,7 @@ class QuietTask(luigi.Task):
                 if self.set_progress_percentage and time.monotonic() - last > SECONDS_BETWEEN_STATUS:
                     last = time.monotonic()
                     self.set_progress_percentage(int(100 * done / max(total, 1)))
-                    self.set_status_message(f"{done} of {total} {unit}")
+                    self.set_status_message(pace.words(done, total))
 
             yield report
 

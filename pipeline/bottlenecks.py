@@ -1,28 +1,34 @@
-"""Bottlenecks: one cached vector file per image, and the packed matrix that training reads.
+"""Bottlenecks: the vectors of all photos, computed once each, and the packed matrix that training reads.
 
-problems = compute(photos, folder, network, cache)      fills the cache; a photo that fails has its reason
-pack(photos, cache, folder)                             the cache → bottlenecks.npy, and its statistics as a checkpoint
+    filled = compute(rows, folder, load, cache)     fills the cache; a photo that fails has its reason
+    pack(rows, cache, width, folder)                the cache → bottlenecks.npy, and its statistics as a checkpoint
+
+A row is a photo, or a distorted view of one.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import mmap
 import os
-import shutil
-import stat
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 
-from pipeline import backbones, checkpoint, dataset, files, images
+from pipeline import checkpoint, dataset, files, images
+from pipeline.backbones import Backbone
 from pipeline.console import Report
 from pipeline.dataset import Photo
 from pipeline.errors import BadImage, UserError
-from pipeline.machine import map_in_threads, usable_cores
+from pipeline.images import NO_DISTORTIONS, Distortions
+from pipeline.machine import map_in_threads
+from pipeline.network import AS_IT_IS, Network
 from pipeline.tensorflow_v1 import session, tf
+from pipeline.vector_cache import VectorCache
 
 PACKED = "bottlenecks.npy"
 INDEX = "index.csv"
@@ -33,151 +39,121 @@ ROWS_PER_CHUNK = 256
 
 CHUNKS_PER_CHECKPOINT = 16
 
-Network = Callable[[bytes], np.ndarray]
-"""Encoded image → its bottleneck, float32 [width]. May be called from several threads at once."""
+BYTES_MAPPED = 256 << 20
+"""Of a packed matrix that is larger, so much is read before its pages are given back."""
 
 
-class VectorCache:
-    """The vectors of one backbone, a file for each image, named by the hash of the image's bytes.
+@dataclass(frozen=True)
+class Extraction:
+    """How photos become vectors, beside the backbone.
 
-    A file is a ``.npy`` with four more bytes, the CRC-32 of what stands before them. It is written whole and checked when
-    it is read; one that is cut short, altered, of another shape or not finite is no vector.
+    Attributes:
+        precision: of the arithmetic in the network, of ``network.PRECISIONS``.
+        average_views: the looks at a photo of which its vector is the mean, of ``images.AVERAGES``.
+        distorted_views: distorted views of each training photo, trained on beside the photo itself.
+        distortions: how they are varied.
+        seed: of what is drawn for them.
     """
 
-    def __init__(self, folder: Path, width: int) -> None:
-        self._folder = folder
-        header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (width,)})
-        self._header = header.getvalue()
-        self._width = width
+    precision: str = "float32"
+    average_views: str = "none"
+    distorted_views: int = 0
+    distortions: Distortions = NO_DISTORTIONS
+    seed: int = 0
 
-    def path(self, sha256: str) -> Path:
-        return self._folder / sha256[:2] / f"{sha256}.npy"
+    def key(self, backbone: Backbone) -> str:
+        """Names the folder of cached vectors: everything but the photo that decides their numbers."""
+        return self._key(backbone)
 
-    def read(self, sha256: str) -> np.ndarray | None:
-        """The vector of an image, float32 [width], or None where there is none that can be trusted."""
-        path = self.path(sha256)
-        try:
-            status = path.stat()
-            # Not opened unless it is a file: a pipe in its place would be waited for, for ever.
-            if not stat.S_ISREG(status.st_mode) or status.st_size != len(self._header) + 4 * self._width + 4:
-                return None
-            data = path.read_bytes()
-        except OSError:
-            return None
-        if len(data) != status.st_size or not data.startswith(self._header):
-            return None
-        if zlib.crc32(data[:-4]).to_bytes(4, "little") != data[-4:]:
-            return None
-        vector = np.frombuffer(data, "<f4", self._width, len(self._header))
-        return vector if np.isfinite(vector).all() else None
+    def views_key(self, backbone: Backbone) -> str:
+        """Names the folder of the distorted views' vectors."""
+        return self._key(backbone, *dataclasses.astuple(self.distortions), self.seed)
 
-    def write(self, sha256: str, vector: np.ndarray) -> None:
-        """Keep the vector of an image. Raises ValueError for one of another shape or not finite."""
-        if vector.shape != (self._width,) or not np.isfinite(vector).all():
-            raise ValueError(f"a vector of shape {vector.shape}, wanted {self._width} finite numbers")
-        data = self._header + vector.astype("<f4").tobytes()
-        path = self.path(sha256)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            shutil.rmtree(path)  # nothing but vectors belongs here
-        files.write_atomic(path, data + zlib.crc32(data).to_bytes(4, "little"))
+    def _key(self, backbone: Backbone, *distorted: object) -> str:
+        range_of = (backbone.input_size, backbone.mean, backbone.std)
+        deciding = (backbone.graph_sha256, range_of, images.PREPROCESSING_VERSION, self.precision, self.average_views, *distorted)
+        return f"{backbone.name}-{files.sha256_bytes(repr(deciding).encode())[:16]}"
 
+    def cache(self, folder: Path, backbone: Backbone) -> VectorCache:
+        """The cache below ``folder`` for these vectors."""
+        return VectorCache(folder / self.key(backbone), backbone.width, folder / self.views_key(backbone))
 
-def load_network(folder: Path, output: str = backbones.BOTTLENECK) -> Network:
-    """The backbone in ``folder`` behind a call: decode, resize, normalise and network in one graph, an image at a time.
+    def views_of(self, photos: Sequence[Photo]) -> list[Photo]:
+        """The distorted views of the photos to train on, a row each."""
+        training = [photo for photo in photos if photo.split == dataset.TRAINING]
+        return [dataclasses.replace(photo, view=view) for view in range(1, self.distorted_views + 1) for photo in training]
 
-    ``output`` is the tensor that comes out: the bottleneck, or the probabilities of the classes it was trained on.
-    On a CPU this, called from one thread per core, is the fastest way; larger batches gain nothing.
-    """
-    backbone = backbones.load(folder)
-    with tf.Graph().as_default():
-        encoded = tf.placeholder(tf.string, [], name="image_bytes")
-        pixels = images.decode_and_resize(encoded, backbone.input_size)
-        batch = images.normalise(pixels, backbone.mean, backbone.std)[tf.newaxis]
-        graph = backbones.load_graph(folder, output)
-        (result,) = tf.import_graph_def(graph, {backbones.INPUT: batch}, [output], name="")
-        run = session(threads=usable_cores()).make_callable(result[0], [encoded])
-
-    return naming_bad_images(run)
-
-
-def naming_bad_images(run: Network) -> Network:
-    """``run``, with BadImage for an image that TensorFlow cannot decode."""
-
-    def network(data: bytes) -> np.ndarray:
-        try:
-            return run(data)
-        except tf.errors.InvalidArgumentError as error:
-            raise BadImage(f"cannot be decoded: {_first_sentence(error.message)}") from None
-
-    return network
-
-
-def _first_sentence(message: str) -> str:
-    line = message.strip().splitlines()[0] if message.strip() else "no reason given"
-    return line.partition("[[")[0].strip().removeprefix("{{function_node").strip()[:200]
+    def drawn(self, row: Photo) -> np.ndarray:
+        """How the photo of a row is distorted, as a Network takes it."""
+        return self.distortions.drawn(row.sha256, row.view, self.seed) if row.view else AS_IT_IS
 
 
 @dataclass(frozen=True)
 class Filled:
-    """What filling the cache came to: how many vectors were computed and how many were there, and who failed."""
+    """What filling the cache came to.
+
+    Attributes:
+        computed, cached: how many vectors were computed, and how many were there.
+        damaged: paths of photos whose vector's file was damaged and made again.
+        problems: why a photo has no vector, by its path.
+    """
 
     computed: int
     cached: int
-    damaged: int
+    damaged: list[str]
     problems: dict[str, str]
 
 
 def compute(
-    photos: Sequence[Photo],
+    rows: Sequence[Photo],
     folder: Path,
     load: Callable[[], Network],
     cache: VectorCache,
+    *,
+    drawn: Callable[[Photo], np.ndarray] = lambda row: AS_IT_IS,
     report: Report = lambda done, total: None,
 ) -> Filled:
-    """See to it that the cache has a vector for each photo in ``folder`` that can be decoded.
+    """See to it that the cache has a vector for each row whose photo in ``folder`` can be decoded.
 
     A kill at any moment loses at most the photos in flight. ``load`` is called only if something has to be computed.
-    The result names by its path each photo that has no vector, and the reason.
+    ``drawn`` says how the photo of a row is distorted.
     """
-    first_paths = {photo.sha256: photo for photo in reversed(photos)}
-    unique = list(reversed(first_paths.values()))
-    missing: list[Photo] = []
-    damaged = 0
-    for photo, vector in zip(unique, map_in_threads(lambda photo: cache.read(photo.sha256), unique)):
-        if vector is None:
-            damaged += cache.path(photo.sha256).exists()
-            missing.append(photo)
+    unique = list({(row.sha256, row.view): row for row in reversed(rows)}.values())[::-1]
+    missing = [row for row, is_there in zip(unique, map_in_threads(lambda row: _is_cached(row, cache), unique)) if not is_there]
+    damaged = [row.path for row in missing if os.path.lexists(cache.path(row.sha256, row.view))]
+    cached = len(unique) - len(missing)
     reasons: dict[str, str] = {}
     if missing:
         network = load()
-        cached = len(unique) - len(missing)
         report(cached, len(unique))
-        outcomes = map_in_threads(lambda photo: _compute_one(photo, folder, network, cache), missing)
-        for done, (photo, problem) in enumerate(zip(missing, outcomes), 1):
+        outcomes = map_in_threads(lambda row: _compute_one(row, folder, network, drawn(row), cache), missing, network.threads)
+        for done, (row, problem) in enumerate(zip(missing, outcomes), 1):
             if problem:
-                reasons[photo.sha256] = problem
+                reasons[row.sha256] = problem
             report(cached + done, len(unique))
-    problems = {photo.path: reasons[photo.sha256] for photo in photos if photo.sha256 in reasons}
-    return Filled(len(missing) - len(reasons), len(unique) - len(missing), damaged, problems)
+    problems = {row.path: reasons[row.sha256] for row in rows if row.sha256 in reasons}
+    return Filled(len(missing) - len(reasons), cached, damaged, problems)
 
 
-def _compute_one(photo: Photo, folder: Path, network: Network, cache: VectorCache) -> str:
+def _is_cached(row: Photo, cache: VectorCache) -> bool:
+    return cache.read(row.sha256, row.view) is not None
+
+
+def _compute_one(row: Photo, folder: Path, network: Network, drawn: np.ndarray, cache: VectorCache) -> str:
     """Compute and keep one vector. Returns the problem, or nothing."""
     try:
-        data = (folder / photo.path).read_bytes()
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    if files.sha256_bytes(data) != photo.sha256:
+        data = images.read_file(folder / row.path)
+    except BadImage as error:
+        return str(error)
+    if files.sha256_bytes(data) != row.sha256:
         return "it changed while the run was going on; the next run takes it as it is then"
     try:
-        vector = network(images.readable_bytes(data))
+        vector = network(images.readable_bytes(data), drawn)
     except BadImage as error:
         return str(error)
     if not np.isfinite(vector).all():
         return "the network gives numbers for it that are not finite"
-    cache.write(photo.sha256, vector)
+    cache.write(vector, row.sha256, row.view)
     return ""
 
 
@@ -206,63 +182,80 @@ class Statistics:
         self.count = total
 
 
-def pack(photos: Sequence[Photo], cache: VectorCache, width: int, folder: Path, report: Report = lambda done, total: None) -> Statistics:
-    """Write ``index.csv`` and, rows in its order, ``bottlenecks.npy`` (float32 [photos, width]) into ``folder``.
+class _Kept:
+    """How far a matrix is packed, and the statistics up to there, as the variables of a checkpoint."""
+
+    def __init__(self, folder: Path, width: int, running: tf.Session) -> None:
+        def variable(name: str, shape: list[int], dtype: tf.DType) -> tf.Variable:
+            return tf.get_variable(name, shape, dtype, tf.zeros_initializer(), use_resource=True, trainable=False)
+
+        squares_and_mean = [variable(name, [width], tf.float64) for name in ("mean", "sum_of_squares")]
+        self._variables = [tf.train.get_or_create_global_step(), variable("count", [], tf.int64), *squares_and_mean]
+        self._running = running
+        running.run(tf.global_variables_initializer())
+        self._checkpoints = checkpoint.Checkpoints(folder, CHECKPOINT, max_to_keep=2)
+
+    def restore(self) -> tuple[int, Statistics] | None:
+        if self._checkpoints.restore(self._running) is None:
+            return None
+        done, count, mean, squares = self._running.run(self._variables)
+        return int(done), Statistics(int(count), mean, squares)
+
+    def save(self, done: int, statistics: Statistics) -> None:
+        values = (done, statistics.count, statistics.mean, statistics.squares)
+        fed = {variable.initializer.inputs[1]: value for variable, value in zip(self._variables, values)}
+        self._running.run([variable.initializer for variable in self._variables], fed)
+        self._checkpoints.save(self._running, done)
+
+
+def pack(rows: Sequence[Photo], cache: VectorCache, width: int, folder: Path, report: Report = lambda done, total: None) -> Statistics:
+    """Write ``index.csv`` and, rows in its order, ``bottlenecks.npy`` (float32 [rows, width]) into ``folder``.
 
     A checkpoint keeps how many rows are packed (``global_step``) and the statistics of the training rows among them
     (``count``, ``mean``, ``sum_of_squares``). Called again after a kill, it cuts the matrix to the rows of the last
     checkpoint and goes on there.
     """
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (len(photos), width)})
-    row_start, row_bytes = len(header.getvalue()), 4 * width
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (len(rows), width)})
+    first_byte, row_bytes = len(header.getvalue()), 4 * width
     folder.mkdir(parents=True, exist_ok=True)
+    start, statistics = 0, Statistics.nothing(width)
     with tf.Graph().as_default(), session(threads=1) as running:
-        rows_packed = tf.train.get_or_create_global_step()
-        count = tf.get_variable("count", [], tf.int64, tf.zeros_initializer(), use_resource=True, trainable=False)
-        mean = tf.get_variable("mean", [width], tf.float64, tf.zeros_initializer(), use_resource=True, trainable=False)
-        squares = tf.get_variable("sum_of_squares", [width], tf.float64, tf.zeros_initializer(), use_resource=True, trainable=False)
-        variables = [rows_packed, count, mean, squares]
-        running.run(tf.global_variables_initializer())
-        checkpoints = checkpoint.Checkpoints(folder, CHECKPOINT, max_to_keep=2)
-        statistics = Statistics.nothing(width)
-        start = 0
-        if _same_index(folder / INDEX, photos) and (folder / PACKED).is_file() and checkpoints.restore(running):
-            start, statistics.count, statistics.mean, statistics.squares = running.run(variables)
+        kept = _Kept(folder, width, running)
+        if _same_index(folder / INDEX, rows) and (folder / PACKED).is_file() and (before := kept.restore()):
+            # Where the checkpoint outlived rows that never reached the disk, it starts over.
+            if (folder / PACKED).stat().st_size >= first_byte + before[0] * row_bytes:
+                start, statistics = before
         else:
-            dataset.write_photos(folder / INDEX, photos)
+            dataset.write_photos(folder / INDEX, rows)
             (folder / PACKED).write_bytes(header.getvalue())
         with open(folder / PACKED, "r+b") as packed:
+            packed.truncate(first_byte + start * row_bytes)
             packed.seek(0, os.SEEK_END)
-            if packed.tell() < row_start + start * row_bytes:  # the checkpoint outlived rows that never reached the disk
-                start, statistics = 0, Statistics.nothing(width)
-            packed.truncate(row_start + start * row_bytes)
-            packed.seek(0, os.SEEK_END)
-            for first in range(start, len(photos), ROWS_PER_CHUNK):
-                rows = photos[first : first + ROWS_PER_CHUNK]
-                vectors = _read_rows(rows, cache)
+            report(start, len(rows))
+            for first in range(start, len(rows), ROWS_PER_CHUNK):
+                chunk = rows[first : first + ROWS_PER_CHUNK]
+                vectors = _read_rows(chunk, cache)
                 packed.write(vectors.tobytes())
-                statistics.add(vectors[[photo.split == dataset.TRAINING for photo in rows]])
-                done = first + len(rows)
-                report(done, len(photos))
-                if done == len(photos) or (first // ROWS_PER_CHUNK + 1) % CHUNKS_PER_CHECKPOINT == 0:
+                statistics.add(vectors[[row.split == dataset.TRAINING for row in chunk]])
+                done = first + len(chunk)
+                report(done, len(rows))
+                if done == len(rows) or (first // ROWS_PER_CHUNK + 1) % CHUNKS_PER_CHECKPOINT == 0:
                     packed.flush()
                     os.fsync(packed.fileno())
-                    values = (done, statistics.count, statistics.mean, statistics.squares)
-                    running.run([v.initializer for v in variables], {v.initializer.inputs[1]: x for v, x in zip(variables, values)})
-                    checkpoints.save(running, done)
+                    kept.save(done, statistics)
     return statistics
 
 
-def _same_index(path: Path, photos: Sequence[Photo]) -> bool:
-    return path.is_file() and dataset.read_photos(path) == list(photos)
+def _same_index(path: Path, rows: Sequence[Photo]) -> bool:
+    return path.is_file() and all(one == other for one, other in zip_longest(dataset.each_photo(path), rows))
 
 
-def _read_rows(photos: Sequence[Photo], cache: VectorCache) -> np.ndarray:
-    vectors = [cache.read(photo.sha256) for photo in photos]
-    for photo, vector in zip(photos, vectors):
+def _read_rows(rows: Sequence[Photo], cache: VectorCache) -> np.ndarray:
+    vectors = [cache.read(row.sha256, row.view) for row in rows]
+    for row, vector in zip(rows, vectors):
         if vector is None:
-            raise UserError(f"{cache.path(photo.sha256)} went away or was altered during the run; run again")
+            raise UserError(f"{cache.path(row.sha256, row.view)} went away or was altered during the run; run again")
     return np.stack(vectors)  # type: ignore[arg-type]
 
 
@@ -272,6 +265,27 @@ def read_statistics(folder: Path) -> Statistics:
     return Statistics(int(count), np.asarray(mean), np.asarray(squares))  # type: ignore[call-overload]
 
 
-def read_packed(folder: Path) -> np.ndarray:
-    """The packed bottlenecks in ``folder``, float32 [photos, width], as a read-only map of the file."""
-    return np.load(folder / PACKED, mmap_mode="r")
+class Packed:
+    """The packed bottlenecks in a folder, float32 [rows, width]: a map of the file, of which only what is asked for is read."""
+
+    def __init__(self, folder: Path) -> None:
+        with open(folder / PACKED, "rb") as file:
+            version = np.lib.format.read_magic(file)
+            assert version == (1, 0)
+            self.shape, _, _ = np.lib.format.read_array_header_1_0(file)
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._rows = np.frombuffer(self._map, "<f4", offset=file.tell()).reshape(self.shape)
+        self._read = 0
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def __getitem__(self, rows: np.ndarray | list[int]) -> np.ndarray:
+        """A copy of some rows, by number."""
+        vectors = np.take(self._rows, rows, axis=0)
+        self._read += vectors.nbytes
+        if self._read > BYTES_MAPPED < self._rows.nbytes:
+            # Pages stay where the system keeps files, and this process stays small, however large the file is.
+            self._map.madvise(mmap.MADV_DONTNEED)
+            self._read = 0
+        return vectors

@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterator
 from tqdm import tqdm
 
 Report = Callable[[int, int], None]
-"""Called with (done, total) as often as the caller likes; whoever shows it decides how often to show it."""
+"""Called with (done, total): once before a job begins, with what is done already, then as often as the caller likes.
+
+Whoever shows it decides how often to show it.
+"""
 
 SECONDS_BETWEEN_LOG_LINES = 10.0
 
@@ -35,6 +38,31 @@ def complain(line: str) -> None:
     note(f"error: {line}")
 
 
+class Pace:
+    """How fast a job goes, in words: ``340 of 1000 photos (300 were there), 95 a second, 00:07 left``."""
+
+    def __init__(self, unit: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """``unit`` is a plural noun, or ``B`` for bytes."""
+        self._unit, self._clock = unit, clock
+        self._began: tuple[int, float] | None = None
+
+    def words(self, done: int, total: int) -> str:
+        # What the first report finds done, from a cache or by an earlier run, says nothing about the speed of this one.
+        there, started = self._began = self._began or (done, self._clock())
+        rate = (done - there) / max(self._clock() - started, 1e-9)
+        shown = self._shown(done), self._shown(total)
+        parts = [f"{shown[0]} of {shown[1]}" + ("" if self._unit == "B" else f" {self._unit}")]
+        if there > 0:
+            parts[0] += f" ({self._shown(there)} were there)"
+        if rate > 0:
+            parts.append(f"{self._shown(rate)} a second")
+            parts.append(f"{tqdm.format_interval(max(total - done, 0) / rate)} left")
+        return ", ".join(parts)
+
+    def _shown(self, number: float) -> str:
+        return tqdm.format_sizeof(number, "B") if self._unit == "B" else f"{number:.0f}" if number >= 10 else f"{number:.2g}"
+
+
 @contextlib.contextmanager
 def progress(title: str, unit: str, *, clock: Callable[[], float] = time.monotonic) -> Iterator[Report]:
     """Show the progress of one job: a bar on a terminal, else a line every ten seconds, for a log that cron keeps.
@@ -45,25 +73,23 @@ def progress(title: str, unit: str, *, clock: Callable[[], float] = time.monoton
         with tqdm(desc=title, unit="B" if unit == "B" else f" {unit}", unit_scale=unit == "B", leave=False) as bar:
 
             def draw(done: int, total: int) -> None:
-                bar.total = total
+                if bar.total is None:
+                    bar.total, bar.initial, bar.n = total, done, done
                 bar.update(done - bar.n)
 
             yield draw
         return
 
-    started = last = clock()
-    first = 0
+    pace = Pace(unit, clock=clock)
+    last = None
 
     def log(done: int, total: int) -> None:
-        nonlocal last, first
-        now = clock()
-        if now - last < SECONDS_BETWEEN_LOG_LINES:
-            first = first or done  # what an earlier run had done already says nothing about the speed of this one
-            return
-        last = now
-        rate = max(done - first, 1) / (now - started)
-        left = tqdm.format_interval(max(total - done, 0) / rate)
-        shown = [tqdm.format_sizeof(n, "B") if unit == "B" else str(n) for n in (done, total)]
-        note(f"{title}: {shown[0]} of {shown[1]}{'' if unit == 'B' else ' ' + unit}, {left} left")
+        nonlocal last
+        if last is None:
+            pace.words(done, total)
+            last = clock()
+        elif clock() - last >= SECONDS_BETWEEN_LOG_LINES:
+            last = clock()
+            note(f"{title}: {pace.words(done, total)}")
 
     yield log

@@ -9,13 +9,15 @@ from __future__ import annotations
 import collections
 import csv
 import dataclasses
-import io
+import operator
 import os
 import stat
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ _RACY_NS = 2_000_000_000
 """A file that changed less than this before it was read may change again within its time stamp (2 s on FAT)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Photo:
     """A row of a data set.
 
@@ -42,9 +44,10 @@ class Photo:
         label: the name of the folder below the data set's folder that it lies in.
         sha256: of the file's bytes; empty where they cannot be read.
         bytes: the file's size.
-        format, width, height: as in its header; empty and 0 where it has a problem.
+        format, width, height, reencode: as in its header; empty and 0 where it has a problem.
         problem: why it cannot be used; empty where it can.
         split: training, validation or testing; empty before the split.
+        view: 0 for the photo as it is, else the number of a distorted view of it.
     """
 
     path: str
@@ -54,37 +57,53 @@ class Photo:
     format: str = ""
     width: int = 0
     height: int = 0
+    reencode: bool = False
     problem: str = ""
     split: str = ""
+    view: int = 0
 
 
 _COLUMNS = [field.name for field in dataclasses.fields(Photo)]
-_INTEGERS = ("bytes", "width", "height")
+_values_of = operator.attrgetter(*_COLUMNS)
+
+
+def _write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    with files.open_atomic(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+LISTED = 1000
+"""Photos that a manifest lists at most, of those that are re-encoded."""
 
 
 def write_photos(path: Path, photos: Iterable[Photo]) -> None:
     """Write an index as CSV, a row for each photo, whole or not at all."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    writer.writerows(dataclasses.astuple(photo) for photo in photos)
-    files.write_atomic(path, text.getvalue().encode("utf-8", "surrogateescape"))
+    _write_csv(path, chain([_COLUMNS], map(_values_of, photos)))
+
+
+def each_photo(path: Path) -> Iterator[Photo]:
+    """Read an index that ``write_photos`` wrote, a row at a time."""
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        rows = csv.reader(file)
+        next(rows)
+        yield from map(_from_texts, rows)
+
+
+def _from_texts(texts: Sequence[str]) -> Photo:
+    path, label, digest, size, kind, width, height, reencode, problem, split, view = texts
+    # What is the same in many rows is kept once: an index may have a million of them.
+    label, kind, problem, split = map(sys.intern, (label, kind, problem, split))
+    return Photo(path, label, digest, int(size), kind, int(width), int(height), reencode == "True", problem, split, int(view))
 
 
 def read_photos(path: Path) -> list[Photo]:
-    """Read an index that ``write_photos`` wrote."""
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-        rows = csv.DictReader(file)
-        return [Photo(**{**row, **{name: int(row[name]) for name in _INTEGERS}}) for row in rows]  # type: ignore[arg-type]
+    """The index that ``write_photos`` wrote."""
+    return list(each_photo(path))
 
 
 def write_skipped(path: Path, skipped: Iterable[Photo]) -> None:
     """Write which photos are left out, and why, as CSV for a person to read."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("path", "reason"))
-    writer.writerows((photo.path, photo.problem) for photo in skipped)
-    files.write_atomic(path, text.getvalue().encode("utf-8", "surrogateescape"))
+    _write_csv(path, [("path", "reason"), *((photo.path, photo.problem) for photo in skipped)])
 
 
 def read_skipped(path: Path) -> list[Photo]:
@@ -122,7 +141,7 @@ def photos_in(names: Iterable[str]) -> list[Path]:
 # --- Scan -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Stamp:
     """What tells, without opening it, that a file is the one that was read before; as in git's index."""
 
@@ -132,41 +151,42 @@ class Stamp:
 
 
 class Memory:
-    """What earlier scans found: (path, size, times) → the row, kept in a CSV file. A lost or damaged file costs a rehash."""
+    """What earlier scans found: (path, size, times) → the row, kept in a CSV file.
+
+    A file that is lost, damaged or of a version that reads photos otherwise costs a rehash.
+    """
+
+    _HEADING = ["mtime_ns", "ctime_ns", *_COLUMNS, f"preprocessing {images.PREPROCESSING_VERSION}"]
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._rows: dict[str, tuple[Stamp, Photo]] = {}
-        self._changed = False
         try:
             with open(file, encoding="utf-8", errors="surrogateescape", newline="") as lines:
-                for mtime_ns, ctime_ns, path, label, digest, size, kind, width, height, problem, split in csv.reader(lines):
-                    photo = Photo(path, label, digest, int(size), kind, int(width), int(height), problem, split)
-                    self._rows[path] = Stamp(photo.bytes, int(mtime_ns), int(ctime_ns)), photo
+                rows = csv.reader(lines)
+                if next(rows, None) != self._HEADING:
+                    return
+                for mtime_ns, ctime_ns, *texts in rows:
+                    photo = _from_texts(texts)
+                    self._rows[photo.path] = Stamp(photo.bytes, int(mtime_ns), int(ctime_ns)), photo
         except FileNotFoundError:
             pass
-        except ValueError:
+        except (ValueError, csv.Error):
             self._rows = {}
 
-    def recall(self, path: str, stamp: Stamp) -> Photo | None:
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def recall(self, path: str, stamp: Stamp) -> tuple[Stamp, Photo] | None:
+        """The row of a file, unless it is unknown or has changed since."""
         known = self._rows.get(path)
-        return known[1] if known and known[0] == stamp else None
+        return known if known and known[0] == stamp else None
 
     def keep(self, rows: Sequence[tuple[Stamp, Photo]], read_at_ns: int) -> None:
         """Remember these rows and no others, but for those that may still change within their time stamp."""
-        settled = {
-            photo.path: (stamp, photo)
-            for stamp, photo in rows
-            if photo.sha256 and max(stamp.mtime_ns, stamp.ctime_ns) < read_at_ns - _RACY_NS
-        }
-        if settled == self._rows:
-            return
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        for stamp, photo in settled.values():
-            writer.writerow((stamp.mtime_ns, stamp.ctime_ns, *dataclasses.astuple(photo)))
+        settled = [(stamp, photo) for stamp, photo in rows if photo.sha256 and max(stamp.mtime_ns, stamp.ctime_ns) < read_at_ns - _RACY_NS]
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        files.write_atomic(self._file, text.getvalue().encode("utf-8", "surrogateescape"))
+        _write_csv(self._file, chain([self._HEADING], ((stamp.mtime_ns, stamp.ctime_ns, *_values_of(photo)) for stamp, photo in settled)))
 
 
 def scan(folder: Path, memory: Memory, report: Report = lambda done, total: None) -> list[Photo]:
@@ -179,21 +199,18 @@ def scan(folder: Path, memory: Memory, report: Report = lambda done, total: None
         raise DataMissing(f"there is no folder {folder}; put a folder for each class of photos there, or name another one")
     now_ns = time.time_ns()
     found = sorted(_walk(folder), key=lambda item: item[0])
-    rows: dict[str, tuple[Stamp, Photo]] = {}
-    unread: list[tuple[str, Stamp]] = []
-    for path, stamp in found:
-        known = memory.recall(path, stamp)
-        if known:
-            rows[path] = stamp, known
-        else:
-            unread.append((path, stamp))
-    for done, (stamp, photo) in enumerate(map_in_threads(lambda item: (item[1], _read(folder, *item)), unread), 1):
-        rows[photo.path] = stamp, photo
+    rows = [memory.recall(path, stamp) for path, stamp in found]
+    unread = [number for number, row in enumerate(rows) if row is None]
+    report(0, len(unread))
+    for done, (number, photo) in enumerate(zip(unread, map_in_threads(lambda number: _read(folder, *found[number]), unread)), 1):
+        rows[number] = found[number][1], photo
         report(done, len(unread))
-    in_order = [rows[path] for path, _ in found]
-    odd = _beside_the_classes(folder, {photo.label for _, photo in in_order if photo.problem != _NOT_A_PHOTO})
-    memory.keep(in_order, now_ns)
-    return sorted([photo for _, photo in in_order if photo.problem != _NOT_A_PHOTO] + odd, key=lambda photo: photo.path)
+    found.clear()  # there may be a million of them
+    if unread or len(rows) != len(memory):
+        memory.keep([row for row in rows if row], now_ns)
+    photos = [photo for _, photo in filter(None, rows) if photo.problem != _NOT_A_PHOTO]
+    odd = _beside_the_classes(folder, {photo.label for photo in photos})
+    return sorted(photos + odd, key=lambda photo: photo.path) if odd else photos
 
 
 def _beside_the_classes(folder: Path, labels: set[str]) -> list[Photo]:
@@ -218,12 +235,12 @@ def _walk(root: Path) -> Iterator[tuple[str, Stamp]]:
         pending = [(entry.path, entry.name, frozenset[tuple[int, int]]()) for entry in entries if _is_class(entry)]
     while pending:
         folder, relative, above = pending.pop()
-        status = os.stat(folder)
-        here = (status.st_dev, status.st_ino)
-        if here in above:
-            continue
         try:
-            inside = list(os.scandir(folder))
+            status = os.stat(folder)
+            here = (status.st_dev, status.st_ino)
+            inside = [] if here in above else list(os.scandir(folder))
+        except FileNotFoundError:  # it went away since
+            continue
         except OSError as error:
             raise UserError(f"{folder} cannot be listed ({error.strerror}); make it readable or move it away") from error
         for entry in inside:
@@ -242,7 +259,7 @@ def _walk(root: Path) -> Iterator[tuple[str, Stamp]]:
 
 
 def _is_class(entry: os.DirEntry[str]) -> bool:
-    return entry.is_dir() and not _is_hidden(entry.name)
+    return Path(entry).is_dir() and not _is_hidden(entry.name)  # entry.is_dir() fails on a link that leads in a circle
 
 
 def _is_hidden(name: str) -> bool:
@@ -251,22 +268,27 @@ def _is_hidden(name: str) -> bool:
 
 def _read(folder: Path, path: str, stamp: Stamp) -> Photo:
     photo = Photo(path, label=path.partition("/")[0], bytes=stamp.bytes)
+    named_like_one = Path(path).suffix.lower() in images.EXTENSIONS
+    if stamp.bytes > images.MAX_BYTES and not named_like_one:  # a film, say
+        return replace(photo, problem=_NOT_A_PHOTO)
     try:
-        data = (folder / path).read_bytes()
-    except OSError as error:
-        return replace(photo, problem=f"cannot be read: {error.strerror}")
+        data = images.read_file(folder / path)
+    except BadImage as error:
+        return replace(photo, problem=str(error))
     photo = replace(photo, sha256=files.sha256_bytes(data))
     try:
         header = images.read_header(data)
     except BadImage as error:
-        named_like_one = Path(path).suffix.lower() in images.EXTENSIONS
         return replace(photo, problem=str(error) if named_like_one else _NOT_A_PHOTO)
-    return replace(photo, format=header.format, width=header.width, height=header.height)
+    return replace(photo, **dataclasses.asdict(header))
 
 
 def fingerprint(photos: Iterable[Photo]) -> str:
-    """The snapshot of a data set: a hash of paths, labels and contents, the same wherever the folder lies."""
-    digest = sha256()
+    """The snapshot of a data set: a hash of paths, labels and contents, the same wherever the folder lies.
+
+    How photos are read is a part of it, since a snapshot holds what their headers said.
+    """
+    digest = sha256(images.PREPROCESSING_VERSION.encode())
     for photo in photos:
         row = "\0".join((photo.path, photo.label, photo.sha256 or photo.problem)) + "\n"
         digest.update(row.encode("utf-8", "surrogateescape"))
@@ -296,14 +318,20 @@ class Index:
 
 
 def figures(index: Index) -> dict[str, Any]:
-    """What a manifest says of an index: counts by split and by class, how many were left out, and the warnings."""
+    """What a manifest says of an index: counts by split and by class, how many were left out, and the warnings.
+
+    ``reencoded`` are paths of photos that the bare graph would read wrongly or not at all, the first LISTED of them.
+    """
     splits = collections.Counter(photo.split for photo in index.photos)
     classes = collections.Counter(photo.label for photo in index.photos)
+    reencoded = [readable(photo.path) for photo in index.photos if photo.reencode]
     return {
         "photos": len(index.photos),
         "splits": {split: splits[split] for split in SPLITS},
         "classes": {label: classes[label] for label in index.labels},
         "skipped": len(index.skipped),
+        "reencoded_count": len(reencoded),
+        "reencoded": reencoded[:LISTED],
         "warnings": index.warnings,
     }
 
@@ -358,26 +386,27 @@ def _warnings(photos: list[Photo], skipped_labels: list[str]) -> list[str]:
     counts = collections.Counter(photo.label for photo in photos)
     few = [f"{label} ({count})" for label, count in sorted(counts.items()) if count < FEW_PHOTOS]
     if few:
-        warnings.append(f"fewer than {FEW_PHOTOS} photos in {len(few)} of {len(counts)} classes: {_shortened(few)}")
+        warnings.append(f"fewer than {FEW_PHOTOS} photos in {len(few)} of {len(counts)} classes: {shortened(few)}")
     gone = sorted(set(skipped_labels) - {*counts, ""})
     if gone:
-        warnings.append(f"classes without a photo that can be used are left out: {_shortened(gone)}")
+        warnings.append(f"classes without a photo that can be used are left out: {shortened(gone)}")
     by_case = collections.defaultdict(list)
     for label in sorted(counts):
         by_case[label.casefold()].append(label)
     alike = [" and ".join(labels) for labels in by_case.values() if len(labels) > 1]
     if alike:
-        warnings.append(f"labels that differ only in case are kept apart: {_shortened(alike)}")
+        warnings.append(f"labels that differ only in case are kept apart: {shortened(alike)}")
     labels_by_content: dict[str, dict[str, str]] = collections.defaultdict(dict)
     for photo in photos:
         labels_by_content[photo.sha256].setdefault(photo.label, photo.path)
     torn = [" and ".join(readable(path) for path in paths.values()) for paths in labels_by_content.values() if len(paths) > 1]
     if torn:
-        warnings.append(f"exact duplicates under more than one label: {len(torn)} ({_shortened(torn)})")
+        warnings.append(f"exact duplicates under more than one label: {len(torn)} ({shortened(torn)})")
     return warnings
 
 
-def _shortened(items: list[str], most: int = 5) -> str:
+def shortened(items: list[str], most: int = 5) -> str:
+    """The first items in words, and how many more there are."""
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
@@ -446,7 +475,7 @@ def _lend(photos: Sequence[Photo], group_of: list[int], ranks: dict[int, float],
     few = [f"{label} ({len(groups)})" for label, groups in sorted(groups_of_label.items()) if len(groups) < len(SPLITS)]
     if few:
         raise UserError(
-            f"too few different photos to have each of {', '.join(SPLITS)} in: {_shortened(few)}; "
+            f"too few different photos to have each of {', '.join(SPLITS)} in: {shortened(few)}; "
             f"add photos until each class has {len(SPLITS)} or more, or remove the folder"
         )
     # A group that lies in two classes may empty a split of one when it fills one of the other, so look again, but not for ever.
@@ -463,4 +492,4 @@ def _lend(photos: Sequence[Photo], group_of: list[int], ranks: dict[int, float],
             return
     torn = sorted(label for label, groups in groups_of_label.items() if len({splits[g] for g in groups}) < len(SPLITS))
     if torn:
-        raise UserError(f"no split has photos of every class, because of duplicates under several labels: {_shortened(torn)}")
+        raise UserError(f"no split has photos of every class, because of duplicates under several labels: {shortened(torn)}")

@@ -7,16 +7,29 @@ import math
 import numpy as np
 
 
+def accuracies(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """For logits [rows, heads, classes], the share of rows where each head's largest one is at ``labels`` [rows]; float64 [heads]."""
+    return np.asarray((logits.argmax(axis=-1) == labels[:, None]).mean(axis=0))
+
+
+def log_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The mean cross-entropy in nats of each head, for logits [rows, heads, classes]; float64 [heads].
+
+    Summed in float64 in the order of the rows, so that it decides the same everywhere.
+    """
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    log_sums = np.log(np.exp(shifted).sum(axis=-1))
+    return np.asarray((log_sums - np.take_along_axis(shifted, labels[:, None, None], axis=-1)[..., 0]).mean(axis=0))
+
+
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     """The share of rows of ``logits`` [rows, classes] whose largest one is at ``labels`` [rows]."""
-    return float((logits.argmax(axis=1) == labels).mean())
+    return float(accuracies(logits[:, None], labels)[0])
 
 
 def log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The mean cross-entropy in nats, summed in float64 in the order of the rows, so that it decides the same everywhere."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return float(-log_probabilities[np.arange(len(labels)), labels].mean())
+    """The mean cross-entropy in nats for logits [rows, classes]."""
+    return float(log_losses(logits[:, None], labels)[0])
 
 
 def wilson_interval(successes: int, count: int) -> tuple[float, float]:

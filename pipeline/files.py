@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -63,15 +63,23 @@ def sweep(folder: Path, name: str = "*") -> None:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write ``data`` so that a reader sees the old file or the new one, and never a part of it."""
+@contextlib.contextmanager
+def open_atomic(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]]:
+    """Open a file to write so that a reader sees the old one or the new one, and never a part of it."""
     temporary = beside(path)
     try:
-        temporary.write_bytes(data)
+        with open(temporary, mode, **options) as file:
+            yield file
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write ``data`` so that a reader sees the old file or the new one, and never a part of it."""
+    with open_atomic(path, "wb") as file:
+        file.write(data)
 
 
 def write_json(path: Path, value: Any) -> None:

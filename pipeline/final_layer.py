@@ -1,26 +1,50 @@
-"""The final layer: a softmax over the labels on standardised bottlenecks, its training loop and its summaries."""
+"""The final layer: softmax heads on standardised bottlenecks, one for each candidate of a sweep, trained side by side.
+
+result = train(folder, packed, Options(...))     goes on where it was; the best candidate at its best step is kept
+layer = restore(session, folder, ...)            brings it back, to be exported
+"""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+import csv
+import dataclasses
+import itertools
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from pipeline import bottlenecks, checkpoint, dataset, evaluation
+from pipeline import bottlenecks, checkpoint, dataset, evaluation, files, heads, optimizers
+from pipeline.bottlenecks import Packed, Statistics
 from pipeline.checkpoint import Checkpoints
 from pipeline.console import Report
+from pipeline.errors import UserError
+from pipeline.heads import Layer, Shape
+from pipeline.optimizers import Optimizer
+from pipeline.summaries import Curves
 from pipeline.tensorflow_v1 import session, tf
 
 CHECKPOINT = "final_layer.ckpt"
 SUMMARIES = "summaries"
-SCOPE = "final_layer"
-MOMENTUM = 0.9
+CANDIDATES = "candidates.csv"
+SCOPE, BEST, CHOSEN = "final_layer", "best", "chosen"
 ROWS_AT_ONCE = 4096
-"""Rows that an evaluation takes through the final layer at a time, so that memory stays flat."""
+"""Rows that an evaluation takes through the heads at a time, so that memory stays flat."""
+
+STEPS_AT_ONCE = 20
+"""Steps in one run of the session, where nothing has to be done between them. Their vectors are in memory at once."""
+
+CLASS_WEIGHTS = ("none", "balanced")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a sweep varies: learning rate, weight decay and label smoothing of one head."""
+
+    learning_rate: float
+    weight_decay: float
+    label_smoothing: float
 
 
 @dataclass(frozen=True)
@@ -30,20 +54,52 @@ class Options:
     Attributes:
         how_many_training_steps: mini-batches.
         train_batch_size: photos in each.
-        learning_rate: of gradient descent with momentum 0.9.
-        weight_decay: the L2 penalty is weight_decay / 2 times the sum of the squared weights (not the biases).
+        learning_rate, weight_decay, label_smoothing: one value or several; each combination is a candidate. The penalty of
+            weight decay is weight_decay / 2 times the sum of the squared weights (not the biases); smoothing takes that share
+            of the truth and spreads it over all classes.
+        optimizer, schedule: of ``optimizers.OPTIMIZERS`` and ``SCHEDULES``.
+        dropout: the share of features that a step does not see.
+        hidden_units: of a hidden layer between bottleneck and logits; 0 for none.
+        class_weights: "balanced" weighs photos so that each class weighs the same, however many photos it has.
+        patience: looks at the validation split without a better candidate before training stops; 0 for never.
         eval_step_interval: steps between looks at the validation split, one of which is kept as the best.
         checkpoint_interval: steps between checkpoints: what a kill may cost.
+        max_to_keep, keep_checkpoint_every_n_hours: of the Saver.
         seed: of the mini-batches.
     """
 
     how_many_training_steps: int
     train_batch_size: int
-    learning_rate: float
-    weight_decay: float
+    learning_rate: tuple[float, ...]
+    weight_decay: tuple[float, ...]
     eval_step_interval: int
     checkpoint_interval: int
     seed: int
+    label_smoothing: tuple[float, ...] = (0.0,)
+    optimizer: str = "momentum"
+    schedule: str = "constant"
+    dropout: float = 0.0
+    hidden_units: int = 0
+    class_weights: str = "none"
+    patience: int = 0
+    max_to_keep: int = 5
+    keep_checkpoint_every_n_hours: float = checkpoint.NEVER
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        return [Candidate(*values) for values in itertools.product(self.learning_rate, self.weight_decay, self.label_smoothing)]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A candidate, and the step at which its loss on the validation split was lowest."""
+
+    learning_rate: float
+    weight_decay: float
+    label_smoothing: float
+    best_step: int
+    validation_loss: float
+    validation_accuracy: float
 
 
 @dataclass(frozen=True)
@@ -52,47 +108,57 @@ class Result:
 
     Attributes:
         labels: in the order of the outputs.
-        best_step: the step with the lowest validation loss, whose weights are kept.
-        validation_loss, validation_accuracy: at that step.
+        chosen: number of the candidate with the lowest validation loss, whose weights at that step are kept.
+        candidates: all of them.
+        steps: trained, fewer than asked for where patience ended.
         test_count, test_correct: photos of the test split, and how many of them it names rightly; measured once.
         test_interval: the 95 % interval of the test accuracy.
     """
 
     labels: list[str]
-    best_step: int
-    validation_loss: float
-    validation_accuracy: float
+    chosen: int
+    candidates: list[Tried]
+    steps: int
     test_count: int
     test_correct: int
     test_interval: tuple[float, float]
+
+    @property
+    def best(self) -> Tried:
+        return self.candidates[self.chosen]
 
     @property
     def test_accuracy(self) -> float:
         return self.test_correct / self.test_count
 
 
-def variables(width: int, classes: int) -> dict[str, tf.Variable]:
-    """The variables of the final layer on the default graph: ``mean``, ``scale``, ``weights``, ``biases``."""
+@dataclass(frozen=True)
+class Examples:
+    """The packed rows with their truth.
 
-    def variable(name: str, shape: list[int], trainable: bool) -> tf.Variable:
-        return tf.get_variable(name, shape, initializer=tf.zeros_initializer(), trainable=trainable, use_resource=True)
+    Attributes:
+        packed: the bottlenecks.
+        labels: in the order of the outputs.
+        truth: int32 [rows], the number of each row's label.
+        rows: the numbers of the rows of each split.
+    """
 
-    with tf.variable_scope(SCOPE):
-        return {
-            "mean": variable("mean", [width], False),
-            "scale": variable("scale", [], False),
-            "weights": variable("weights", [width, classes], True),
-            "biases": variable("biases", [classes], True),
-        }
+    packed: Packed
+    labels: list[str]
+    truth: np.ndarray
+    rows: dict[str, np.ndarray]
+
+    @classmethod
+    def read(cls, folder: Path) -> Examples:
+        of_rows = [(photo.label, photo.split) for photo in dataset.each_photo(folder / bottlenecks.INDEX)]
+        labels = sorted({label for label, _ in of_rows})
+        number_of = {label: number for number, label in enumerate(labels)}
+        truth = np.array([number_of[label] for label, _ in of_rows], np.int32)
+        rows = {wanted: np.array([i for i, (_, split) in enumerate(of_rows) if split == wanted]) for wanted in dataset.SPLITS}
+        return cls(Packed(folder), labels, truth, rows)
 
 
-def logits(bottleneck: tf.Tensor, layer: dict[str, tf.Variable]) -> tf.Tensor:
-    """Bottlenecks [batch, width] → logits [batch, classes]."""
-    standardised = (bottleneck - layer["mean"]) / layer["scale"]
-    return tf.nn.bias_add(tf.matmul(standardised, layer["weights"]), layer["biases"])
-
-
-def standardisation(statistics: bottlenecks.Statistics) -> tuple[np.ndarray, float]:
+def standardisation(statistics: Statistics) -> tuple[np.ndarray, float]:
     """The mean of each feature, and one scale for all: the root of their mean variance.
 
     One scale, since dividing each feature by its own deviation blows up those that say little; it cost a point or more of
@@ -102,14 +168,15 @@ def standardisation(statistics: bottlenecks.Statistics) -> tuple[np.ndarray, flo
     return statistics.mean.astype(np.float32), float(np.sqrt(variance.mean())) or 1.0
 
 
-def batch_rows(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:
-    """The rows of a mini-batch: a function of its arguments alone, so that a resumed run needs no generator's state.
+def batch_rows(seed: int, start: int, end: int, batch_size: int, count: int) -> np.ndarray:
+    """The rows of the mini-batches from step ``start`` to before step ``end``, one after the other.
 
-    Epoch after epoch each row comes once, in another order; a batch may reach over the end of an epoch.
+    A function of its arguments alone, so that a resumed run needs no generator's state. Epoch after epoch each row comes
+    once, in another order; a batch may reach over the end of an epoch.
     """
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    rows = [_epoch(seed, int(epoch), count)[positions[positions // count == epoch] % count] for epoch in np.unique(positions // count)]
-    return np.concatenate(rows)
+    first, last = start * batch_size, end * batch_size
+    epochs = range(first // count, (last - 1) // count + 1)
+    return np.concatenate([_epoch(seed, epoch, count)[max(first - epoch * count, 0) : last - epoch * count] for epoch in epochs])
 
 
 @lru_cache(maxsize=4)
@@ -117,151 +184,305 @@ def _epoch(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
 
 
-def train(folder: Path, packed: Path, options: Options, report: Report = lambda done, total: None) -> Result:
+def balanced_weights(truth: np.ndarray, classes: int) -> np.ndarray:
+    """For each class, float32 [classes], what makes all of them weigh the same, and a mean photo weigh 1."""
+    return (len(truth) / (classes * np.bincount(truth, minlength=classes))).astype(np.float32)
+
+
+def train(
+    folder: Path, packed: Path, options: Options, report: Report = lambda done, total: None, start_from: Start | None = None
+) -> Result:
     """Train the final layer on the packed bottlenecks in ``packed``; checkpoints and event files go to ``folder``.
 
     Called again after a kill it goes on at the last step saved, and ends with the same bytes in every variable as a run
-    that was never killed. The checkpoint holds the weights of the last step (with the optimizer's slots and the global
-    step) and those of the best one.
+    that was never killed. The checkpoint holds the heads of the last step (with the optimizer's slots and the global
+    step), those of the best step of each, and the chosen one. ``start_from`` is a head to begin with.
     """
-    matrix = bottlenecks.read_packed(packed)
-    photos = dataset.read_photos(packed / bottlenecks.INDEX)
-    labels = dataset.labels_of(photos)
-    number_of = {label: number for number, label in enumerate(labels)}
-    label_ids = np.array([number_of[photo.label] for photo in photos], np.int32)
-    rows = {split: np.array([i for i, photo in enumerate(photos) if photo.split == split]) for split in dataset.SPLITS}
+    examples = Examples.read(packed)
     with tf.Graph().as_default():
-        trainer = _Trainer(matrix, label_ids, rows, len(labels), options)
+        trainer = _Trainer(examples, options)
         with session(threads=1) as running:
-            trainer.run(running, folder, bottlenecks.read_statistics(packed), report)
-            trainer.use_best(running)
-            validation = rows[dataset.VALIDATION]
-            validation_logits = trainer.logits_of(running, validation)
-            testing = rows[dataset.TESTING]
-            correct = int((trainer.logits_of(running, testing).argmax(axis=1) == label_ids[testing]).sum())
-            return Result(
-                labels=labels,
-                best_step=int(running.run(trainer.best["step"])),
-                validation_loss=evaluation.log_loss(validation_logits, label_ids[validation]),
-                validation_accuracy=evaluation.accuracy(validation_logits, label_ids[validation]),
-                test_count=len(testing),
-                test_correct=correct,
-                test_interval=evaluation.wilson_interval(correct, len(testing)),
-            )
+            steps = trainer.run(running, folder, bottlenecks.read_statistics(packed), report, start_from)
+            tried = trainer.tried(running)
+            chosen = min(range(len(tried)), key=lambda number: tried[number].validation_loss)
+            testing = examples.rows[dataset.TESTING]
+            correct = int((trainer.chosen_logits(running, testing, chosen).argmax(axis=1) == examples.truth[testing]).sum())
+    write_candidates(folder / CANDIDATES, tried)
+    return Result(
+        labels=examples.labels,
+        chosen=chosen,
+        candidates=tried,
+        steps=steps,
+        test_count=len(testing),
+        test_correct=correct,
+        test_interval=evaluation.wilson_interval(correct, len(testing)),
+    )
+
+
+def write_candidates(path: Path, tried: list[Tried]) -> None:
+    """Write the table of all candidates as CSV."""
+    with files.open_atomic(path, newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(field.name for field in dataclasses.fields(Tried))
+        writer.writerows(dataclasses.astuple(candidate) for candidate in tried)
 
 
 class _Trainer:
     """The training graph and what is fed to it."""
 
-    def __init__(self, matrix: np.ndarray, label_ids: np.ndarray, rows: dict[str, np.ndarray], classes: int, options: Options) -> None:
-        self.matrix, self.label_ids, self.rows, self.options = matrix, label_ids, rows, options
-        width = matrix.shape[1]
+    def __init__(self, examples: Examples, options: Options) -> None:
+        self.examples, self.options = examples, options
+        self.candidates = options.candidates
+        self.shape = Shape(examples.packed.shape[1], len(examples.labels), options.hidden_units, len(self.candidates))
         self.global_step = tf.train.get_or_create_global_step()
-        self.bottleneck = tf.placeholder(tf.float32, [None, width], name="bottleneck_input")
-        self.truth = tf.placeholder(tf.int32, [None], name="label_input")
-        self.layer = variables(width, classes)
-        self.logits = logits(self.bottleneck, self.layer)
-        loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=self.truth, logits=self.logits))
-        penalised = loss + options.weight_decay * tf.nn.l2_loss(self.layer["weights"])
-        optimizer = tf.train.MomentumOptimizer(options.learning_rate, MOMENTUM)
-        self.train_step = optimizer.minimize(penalised, global_step=self.global_step)
-        with tf.variable_scope("best"):
-            self.best = {
-                "step": tf.get_variable("step", [], tf.int64, tf.zeros_initializer(), use_resource=True, trainable=False),
-                "loss": tf.get_variable("loss", [], tf.float64, tf.constant_initializer(np.inf), use_resource=True, trainable=False),
-                **{
-                    name: tf.get_variable(
-                        name, self.layer[name].shape, use_resource=True, trainable=False, initializer=tf.zeros_initializer()
-                    )
-                    for name in ("weights", "biases")
-                },
-            }
-        self.keep_best = tf.group(
-            self.best["step"].assign(self.global_step),
-            *(self.best[name].assign(self.layer[name]) for name in ("weights", "biases")),
-        )
-        self.take_best = tf.group(*(self.layer[name].assign(self.best[name]) for name in ("weights", "biases")))
+        self.bottleneck = tf.placeholder(tf.float32, [None, self.shape.width], name="bottleneck_input")
+        self.batches = tf.placeholder(tf.float32, [None, options.train_batch_size, self.shape.width], name="batches_input")
+        self.truths = tf.placeholder(tf.int32, [None, options.train_batch_size], name="labels_input")
+        self.factors = tf.placeholder(tf.float32, [None], name="learning_rate_factors")
+        self.layer = heads.variables(self.shape, SCOPE)
+        self.logits = heads.logits(self.bottleneck, self.layer, self.shape.heads)
+        self.train_steps = self._train_steps()
+        self.best, self.best_step, self.best_loss = self._best()
+        self.chosen = heads.variables(dataclasses.replace(self.shape, heads=1), CHOSEN)
+        self.best_logits = heads.logits(self.bottleneck, self.best, self.shape.heads)
         self.histograms = tf.summary.merge(
-            [
-                tf.summary.histogram("weights_histogram", self.layer["weights"]),
-                tf.summary.histogram("biases_histogram", self.layer["biases"]),
-                tf.summary.histogram("logits_histogram", self.logits),
-            ]
+            [tf.summary.histogram(f"{name}_histogram", self.layer[name]) for name in self.shape.trained()]
+            + [tf.summary.histogram("logits_histogram", self.logits)]
         )
 
-    def run(self, running: tf.Session, folder: Path, statistics: bottlenecks.Statistics, report: Report) -> None:
-        """Train to the last step, from the last checkpoint if there is one."""
+    def _of_candidates(self, name: str) -> tf.Tensor:
+        return tf.constant([getattr(candidate, name) for candidate in self.candidates], tf.float32)
+
+    def _train_steps(self) -> tf.Operation:
+        """As many steps as there are batches fed, in one run: a run costs as much as a step."""
+        optimizer = Optimizer(self.options.optimizer, {name: self.layer[name] for name in self.shape.trained()})
+
+        def one(number: tf.Tensor) -> tf.Tensor:
+            step = self.global_step.read_value()
+            outputs = heads.logits(self.batches[number], self.layer, self.shape.heads, self._dropped(step))
+            rates = self._of_candidates("learning_rate") * self.factors[number]
+            gradients = self._logit_gradients(outputs, self.truths[number])
+            updates = optimizer.step(outputs, gradients, rates, self._of_candidates("weight_decay"), step)
+            with tf.control_dependencies(updates), tf.control_dependencies([self.global_step.assign_add(1)]):
+                return number + 1
+
+        count = tf.shape(self.batches)[0]
+        return tf.while_loop(lambda number: number < count, one, [tf.constant(0)], parallel_iterations=1).op
+
+    def _dropped(self, step: tf.Tensor) -> tf.Tensor | None:
+        """What features are multiplied by, a function of seed and step."""
+        options = self.options
+        if not options.dropout:
+            return None
+        features = [options.train_batch_size, options.hidden_units or self.shape.width]
+        drawn = tf.random.stateless_uniform(features, tf.stack([tf.constant(options.seed, tf.int64), step]))
+        return tf.cast(drawn >= options.dropout, tf.float32) / (1 - options.dropout)
+
+    def _logit_gradients(self, outputs: tf.Tensor, truth: tf.Tensor) -> tf.Tensor:
+        """The gradients of the mean loss of a batch by its logits, [batch, heads, classes] as these."""
+        options, classes, count = self.options, self.shape.classes, self.shape.heads
+        flat = tf.reshape(outputs, [-1, classes])
+        if any(options.label_smoothing):
+            smoothing = self._of_candidates("label_smoothing")[:, tf.newaxis]
+            smoothed = tf.one_hot(truth, classes)[:, tf.newaxis] * (1 - smoothing) + smoothing / classes
+            found = tf.raw_ops.SoftmaxCrossEntropyWithLogits(features=flat, labels=tf.reshape(smoothed, [-1, classes]))
+        else:
+            found = tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(features=flat, labels=tf.repeat(truth, count))
+        weights = tf.constant(1 / options.train_batch_size)
+        if options.class_weights == "balanced":
+            balanced = balanced_weights(self.examples.truth[self.examples.rows[dataset.TRAINING]], classes)
+            weights = weights * tf.gather(tf.constant(balanced), truth)[:, tf.newaxis, tf.newaxis]
+        return tf.reshape(found.backprop, [-1, count, classes]) * weights
+
+    def _best(self) -> tuple[Layer, tf.Variable, tf.Variable]:
+        """The heads at the best step of each, and that step and loss; ``keep`` fills them for the heads where ``better`` is true."""
+        best = heads.variables(self.shape, BEST)
+
+        def of_heads(name: str, dtype: tf.DType, value: float) -> tf.Variable:
+            shape, initializer = [self.shape.heads], tf.constant_initializer(value)
+            return tf.get_variable(f"{BEST}/{name}", shape, dtype, initializer, trainable=False, use_resource=True)
+
+        step, loss = of_heads("step", tf.int64, 0), of_heads("loss", tf.float64, np.inf)
+        self.better = tf.placeholder(tf.bool, [self.shape.heads], name="better")
+        self.losses = tf.placeholder(tf.float64, [self.shape.heads], name="validation_losses")
+        self.keep = tf.group(
+            step.assign(tf.where_v2(self.better, self.global_step, step)),
+            loss.assign(tf.where_v2(self.better, self.losses, loss)),
+            *(
+                best[name].assign(tf.where_v2(heads.for_rows(self.better, best[name]), self.layer[name], best[name]))
+                for name in self.shape.trained()
+            ),
+        )
+        return best, step, loss
+
+    # --- Running it ---
+
+    def run(self, running: tf.Session, folder: Path, statistics: Statistics, report: Report, start_from: Start | None) -> int:
+        """Train to the last step, or until patience ends, from the last checkpoint if there is one. Returns the steps."""
         options = self.options
         steps = options.how_many_training_steps
         running.run(tf.global_variables_initializer())
-        mean, scale = standardisation(statistics)
-        _load(running, self.layer["mean"], mean)
-        _load(running, self.layer["scale"], scale)
-        checkpoints = Checkpoints(folder, CHECKPOINT)
-        start = checkpoints.restore(running) or 0
-        step_once = running.make_callable(self.train_step, [self.bottleneck, self.truth])
-        with _writer(folder, "training", start) as training, _writer(folder, "validation", start) as validation:
-            for step in range(start, steps):
-                step_once(*self._batch(self._training_rows(step)))
-                done = step + 1
+        self._initialise(running, statistics, start_from)
+        checkpoints = Checkpoints(
+            folder, CHECKPOINT, max_to_keep=options.max_to_keep, keep_checkpoint_every_n_hours=options.keep_checkpoint_every_n_hours
+        )
+        done = checkpoints.restore(running) or 0
+        train = running.make_callable(self.train_steps, [self.batches, self.truths, self.factors])
+        with Curves(folder / SUMMARIES, self.candidates, done) as curves:
+            report(done, steps)
+            while done < steps and not self._is_patience_over(running, done):
+                start, done = done, self._next_stop(done)
+                vectors, truth = self._batches(start, done)
+                train(vectors, truth, np.array(optimizers.schedule_factors(options.schedule, start, done, steps), np.float32))
                 if done % options.eval_step_interval == 0 or done == steps:
-                    self._look(running, done, training, validation)
-                if done % options.checkpoint_interval == 0 or done == steps:
+                    self._look(running, done, curves)
+                if done % options.checkpoint_interval == 0 and done < steps:
                     # Events first: a kill between the two repeats events, which TensorBoard sorts out, and loses none.
-                    training.flush()
-                    validation.flush()
+                    curves.flush()
                     checkpoints.save(running, done)
                 report(done, steps)
+            self._choose(running)
+            curves.flush()
+            checkpoints.save(running, done)
+        return done
 
-    def _training_rows(self, step: int) -> np.ndarray:
-        rows = self.rows[dataset.TRAINING]
-        return rows[batch_rows(self.options.seed, step, self.options.train_batch_size, len(rows))]
+    def _initialise(self, running: tf.Session, statistics: Statistics, start_from: Start | None) -> None:
+        mean, scale = standardisation(statistics)
+        values = heads.initial(self.shape, self.options.seed)
+        if start_from:
+            values = start_from.fitted(values, self.shape, self.examples.labels, mean, scale)
+        for layer in (self.layer, self.best, self.chosen):
+            _load(running, layer["mean"], mean)
+            _load(running, layer["scale"], scale)
+        for name, value in values.items():
+            _load(running, self.layer[name], value)
+
+    def _is_patience_over(self, running: tf.Session, done: int) -> bool:
+        patience = self.options.patience * self.options.eval_step_interval
+        return bool(patience) and done - int(running.run(self.best_step).max()) >= patience
+
+    def _next_stop(self, done: int) -> int:
+        """The step up to which to train in one run: where there is something to do, or STEPS_AT_ONCE away."""
+        options = self.options
+        stops = [interval * (done // interval + 1) for interval in (options.eval_step_interval, options.checkpoint_interval)]
+        return min(*stops, done + STEPS_AT_ONCE, options.how_many_training_steps)
+
+    def _batches(self, start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        """The vectors [steps, batch, width] and labels [steps, batch] of the steps from ``start`` to before ``end``."""
+        rows = self.examples.rows[dataset.TRAINING]
+        rows = rows[batch_rows(self.options.seed, start, end, self.options.train_batch_size, len(rows))]
+        vectors, truth = self._batch(rows)
+        return vectors.reshape(end - start, -1, self.shape.width), truth.reshape(end - start, -1)
 
     def _batch(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return self.matrix[rows], self.label_ids[rows]
+        return self.examples.packed[rows], self.examples.truth[rows]
 
-    def _look(self, running: tf.Session, step: int, training: tf.summary.FileWriter, validation: tf.summary.FileWriter) -> None:
-        """Write summaries, and keep the weights if they are the best so far on the validation split."""
-        vectors, truth = self._batch(self._training_rows(step - 1))
-        outputs, histograms = running.run([self.logits, self.histograms], {self.bottleneck: vectors})
-        training.add_summary(histograms, step)
-        training.add_summary(_scalars(outputs, truth), step)
-        rows = self.rows[dataset.VALIDATION]
-        outputs, truth = self.logits_of(running, rows), self.label_ids[rows]
-        validation.add_summary(_scalars(outputs, truth), step)
-        loss = evaluation.log_loss(outputs, truth)
-        if loss < running.run(self.best["loss"]):
-            _load(running, self.best["loss"], loss)
-            running.run(self.keep_best)
+    def _look(self, running: tf.Session, step: int, curves: Curves) -> None:
+        """Write summaries, and keep each head whose loss on the validation split is its lowest so far."""
+        (vectors,), (truth,) = self._batches(step - 1, step)
+        outputs = running.run(self.logits, {self.bottleneck: vectors})
+        curves.add("training", step, evaluation.log_losses(outputs, truth), evaluation.accuracies(outputs, truth))
+        if curves.wants_histograms(step, self.options.how_many_training_steps, self.options.eval_step_interval):
+            curves.add_histograms(running.run(self.histograms, {self.bottleneck: vectors}), step)
+        losses, accuracies = self._measured(running, self.examples.rows[dataset.VALIDATION], self.logits)
+        curves.add("validation", step, losses, accuracies)
+        better = losses < running.run(self.best_loss)
+        if better.any():
+            running.run(self.keep, {self.better: better, self.losses: losses})
 
-    def logits_of(self, running: tf.Session, rows: np.ndarray) -> np.ndarray:
-        """The logits of some rows of the matrix, float32 [rows, classes]."""
+    def _measured(self, running: tf.Session, rows: np.ndarray, logits: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Log loss and accuracy of each head on some rows, float64 [heads] each, summed in the order of the rows."""
+        losses, correct = np.zeros(self.shape.heads), np.zeros(self.shape.heads)
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            piece = rows[start : start + ROWS_AT_ONCE]
+            vectors, truth = self._batch(piece)
+            outputs = running.run(logits, {self.bottleneck: vectors})
+            losses += len(piece) * evaluation.log_losses(outputs, truth)
+            correct += len(piece) * evaluation.accuracies(outputs, truth)
+        return losses / len(rows), correct / len(rows)
+
+    def tried(self, running: tf.Session) -> list[Tried]:
+        """All candidates at their best steps."""
+        steps, losses = running.run([self.best_step, self.best_loss])
+        _, accuracies = self._measured(running, self.examples.rows[dataset.VALIDATION], self.best_logits)
+        return [
+            Tried(**dataclasses.asdict(candidate), best_step=int(step), validation_loss=float(loss), validation_accuracy=float(accuracy))
+            for candidate, step, loss, accuracy in zip(self.candidates, steps, losses, accuracies)
+        ]
+
+    def chosen_logits(self, running: tf.Session, rows: np.ndarray, chosen: int) -> np.ndarray:
+        """The logits of one candidate's best step on some rows, float32 [rows, classes]."""
         pieces = [rows[start : start + ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE)]
-        return np.concatenate([running.run(self.logits, {self.bottleneck: self.matrix[piece]}) for piece in pieces])
+        return np.concatenate(
+            [running.run(self.best_logits, {self.bottleneck: self.examples.packed[piece]})[:, chosen] for piece in pieces]
+        )
 
-    def use_best(self, running: tf.Session) -> None:
-        running.run(self.take_best)
-
-
-def _scalars(outputs: np.ndarray, truth: np.ndarray) -> tf.Summary:
-    figures = {"loss": evaluation.log_loss(outputs, truth), "accuracy": evaluation.accuracy(outputs, truth)}
-    return tf.Summary(value=[tf.Summary.Value(tag=tag, simple_value=value) for tag, value in figures.items()])
-
-
-@contextlib.contextmanager
-def _writer(folder: Path, name: str, start: int) -> Iterator[tf.summary.FileWriter]:
-    """A writer of events of one curve. One that goes on after a kill tells TensorBoard to drop what lies past ``start``."""
-    with tf.summary.FileWriter(str(folder / SUMMARIES / name), tf.get_default_graph()) as writer:
-        if start:
-            writer.add_session_log(tf.SessionLog(status=tf.SessionLog.START), start)
-        yield writer
+    def _choose(self, running: tf.Session) -> None:
+        """Keep the best candidate as a head of its own, for whoever exports it or goes on from it."""
+        losses = running.run(self.best_loss)
+        for name in self.shape.trained():
+            value = heads.one_of(running.run(self.best[name]), int(losses.argmin()), self.shape.heads)
+            _load(running, self.chosen[name], value)
 
 
 def _load(running: tf.Session, variable: tf.Variable, value: np.ndarray | float) -> None:
     running.run(variable.initializer, {variable.initializer.inputs[1]: value})
 
 
-def restore_best(running: tf.Session, folder: Path, layer: dict[str, tf.Variable]) -> None:
-    """Give the variables of a final layer the values of the best step of the training in ``folder``."""
-    kept = {"mean": f"{SCOPE}/mean", "scale": f"{SCOPE}/scale", "weights": "best/weights", "biases": "best/biases"}
-    checkpoint.restore(running, folder, {name_there: layer[name] for name, name_there in kept.items()})
+# --- Bringing a head back ---------------------------------------------------------------------------------------------
+
+
+def build(folder: Path, bottleneck: tf.Tensor, classes: int) -> tuple[tf.Tensor, Layer]:
+    """The chosen head of the training in ``folder`` on the default graph: logits [batch, classes], and its variables to restore."""
+    shapes = dict(tf.train.list_variables(checkpoint.latest(folder)))
+    hidden_units = shapes.get(f"{CHOSEN}/hidden_biases", [0])[0]
+    layer = heads.variables(Shape(int(bottleneck.shape[-1]), classes, hidden_units), SCOPE)
+    return heads.logits(bottleneck, layer)[:, 0], layer
+
+
+def restore(running: tf.Session, folder: Path, layer: Layer) -> None:
+    """Give the variables of a head the values of the chosen one of the training in ``folder``."""
+    checkpoint.restore(running, folder, {f"{CHOSEN}/{name}": variable for name, variable in layer.items()})
+
+
+@dataclass(frozen=True)
+class Start:
+    """A trained head to begin with: its labels, and the values of its variables by name."""
+
+    labels: list[str]
+    values: dict[str, np.ndarray]
+
+    @classmethod
+    def read(cls, export: Path, labels: list[str]) -> Start:
+        """The head in the checkpoint of an exported classifier, whose outputs have these labels."""
+        reader = tf.train.load_checkpoint(checkpoint.latest(export))
+        names = ("mean", "scale", *(name for name in heads.TRAINED if reader.has_tensor(f"{SCOPE}/{name}")))
+        return cls(labels, {name: reader.get_tensor(f"{SCOPE}/{name}") for name in names})
+
+    def fitted(
+        self, initial: dict[str, np.ndarray], shape: Shape, labels: list[str], mean: np.ndarray, scale: float
+    ) -> dict[str, np.ndarray]:
+        """This head's values for other labels and another standardisation: a label that is new starts as ``initial`` has it.
+
+        With the same labels it gives the same logits. Raises UserError where the heads are not of one shape.
+        """
+        given = {name: self.values[name] for name in self.values if name in heads.TRAINED}
+        first = "hidden" if "hidden_weights" in given else ""
+        expected = {name: dimensions[1:] for name, dimensions in dataclasses.replace(shape, heads=1).trained().items()}
+        if {name: list(value.shape[1:]) for name, value in given.items()} != expected:
+            raise UserError("init_from names a head of another network or hidden layer; name an export of the same model and hidden_units")
+        weights, biases = (f"hidden_{part}" if first else part for part in ("weights", "biases"))
+        # (x - old mean) / old scale, written as a function of (x - mean) / scale.
+        given[biases] = given[biases] + given[weights] @ ((mean - self.values["mean"]) / self.values["scale"])
+        given[weights] = given[weights] * (scale / self.values["scale"])
+        result = {name: value.copy() for name, value in initial.items()}
+        for head in range(shape.heads):
+            for name, value in result.items():
+                rows = heads.one_of(value, head, shape.heads)
+                if name.startswith("hidden"):
+                    rows[...] = given[name]
+                else:
+                    for number, label in enumerate(labels):
+                        if label in self.labels:
+                            rows[number] = given[name][self.labels.index(label)]
+        return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -36,9 +37,18 @@ def _cgroup_quota(root: Path) -> float:
     return math.inf if quota in ("max", "-1") else int(quota) / int(period)
 
 
-def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+def computes_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 numbers in hardware, as Linux tells; elsewhere it is not known, and no."""
+    try:
+        facts = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", facts) is not None
+
+
+def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item], threads: int = 0) -> Iterator[Result]:
     """``map`` with a thread per usable core, in order, looking ahead by a few items only, so that memory stays flat."""
-    threads = usable_cores()
+    threads = threads or usable_cores()
     remaining = iter(items)
     with ThreadPoolExecutor(threads) as pool:
         while window := list(islice(remaining, 64 * threads)):

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import backbones, bottlenecks, export, files, images
-from pipeline.bottlenecks import Network
+from pipeline import backbones, export, files, images, network
 from pipeline.errors import BadImage, UserError
 from pipeline.machine import map_in_threads
+from pipeline.network import Network
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,11 @@ class Classifier:
 
     def predict(self, paths: Iterable[Path]) -> Iterator[Prediction]:
         """Name photos, in order, on all cores. A photo that cannot be read is a row with its problem."""
-        return map_in_threads(self._predict_one, paths)
+        return map_in_threads(self._predict_one, paths, self._network.threads)
 
     def _predict_one(self, path: Path) -> Prediction:
         try:
-            probabilities = self._network(images.readable_bytes(path.read_bytes()))
-        except OSError as error:
-            return Prediction(path, problem=f"cannot be read: {error.strerror}")
+            probabilities = self._network(images.readable_bytes(images.read_file(path)))
         except BadImage as error:
             return Prediction(path, problem=str(error))
         scores = (Score(label, float(p)) for label, p in zip(self.labels, probabilities))
@@ -67,10 +65,10 @@ def load(folder: Path) -> Classifier:
         if files.sha256_file(folder / export.GRAPH) != manifest["graph_sha256"]:
             raise ValueError(f"{export.GRAPH} is not the file that the manifest speaks of")
         labels = (folder / export.LABELS).read_text(encoding="utf-8").split("\n")[:-1]
-        network = export.load_network(folder / export.GRAPH, manifest["output"]["tensor"].partition(":")[0])
+        graph = export.load_network(folder / export.GRAPH, manifest["output"]["tensor"].partition(":")[0])
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder} is not a whole export ({error}); name another one, or make it again") from error
-    return Classifier(network, labels)
+    return Classifier(graph, labels)
 
 
 def load_pretrained(folder: Path) -> Classifier:
@@ -79,4 +77,4 @@ def load_pretrained(folder: Path) -> Classifier:
     Raises UserError where it has no classifier, or its classes have no names.
     """
     labels = backbones.class_names(folder)
-    return Classifier(bottlenecks.load_network(folder, backbones.SOFTMAX), labels)
+    return Classifier(network.load(folder, backbones.SOFTMAX), labels)

@@ -234,5 +234,6 @@ def draw(folder: Path, per_class: int, seed: int, report: Report = lambda done, 
         kind, number = item
         draw_picture(kind, number, seed).save(folder / kind / f"{kind}-{number:04d}.jpg", quality=88)
 
+    report(0, len(wanted))
     for done, _ in enumerate(map_in_threads(save, wanted), 1):
         report(done, len(wanted))

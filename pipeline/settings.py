@@ -15,7 +15,7 @@ import dataclasses
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,11 @@ class Paths:
 
     def run(self, family: str, key: str) -> Path:
         return self.store / "runs" / family / key
+
+    def runs(self, family: str) -> list[Path]:
+        """The outputs of all runs of a task."""
+        folder = self.store / "runs" / family
+        return sorted(folder.iterdir()) if folder.is_dir() else []
 
     def work(self, family: str, key: str) -> Path:
         return self.store / "work" / family / key
@@ -185,7 +190,7 @@ class Checked(luigi.Parameter[Any]):
     def __init__(self, convert: Callable[[str], Any], allows: Callable[[Any], bool], allowed: str, **kwargs: Any) -> None:
         default = kwargs.get("default")
         if "description" in kwargs:
-            words = f"{allowed}; {'not set' if default is None else default} by default"
+            words = f"{allowed}; {'not set' if default is None else self.serialize(default)} by default"
             kwargs["description"] += f" ({words})".replace("%", "%%")
         super().__init__(positional=False, **kwargs)
         self._convert, self._allows, self._allowed = convert, allows, allowed
@@ -199,7 +204,7 @@ class Checked(luigi.Parameter[Any]):
     def check(self, name: str, value: Any) -> None:
         """Raise UserError unless ``value`` is allowed."""
         if not self._allows(value):
-            raise UserError(f"{name} = {value}: {self._allowed} is allowed")
+            raise UserError(f"{name} = {self.serialize(value)}: {self._allowed} is allowed")
 
 
 def number(low: float, high: float, **kwargs: Any) -> Checked:
@@ -217,6 +222,32 @@ def number(low: float, high: float, **kwargs: Any) -> Checked:
     return Checked(convert, allows, f"a number from {low:g} to {high:g}", **kwargs)
 
 
+class Numbers(Checked):
+    """A parameter of one or more numbers, written with commas between them."""
+
+    def normalize(self, x: Any) -> Any:
+        return (x,) if isinstance(x, (int, float)) and not isinstance(x, bool) else tuple(x) if isinstance(x, list) else x
+
+    def serialize(self, x: Any) -> str:
+        return ",".join(f"{number:g}" for number in x) if isinstance(x, tuple) else str(x)
+
+
+def numbers(low: float, high: float, *, default: tuple[float, ...], **kwargs: Any) -> Checked:
+    """A parameter that is one or more different numbers from ``low`` to ``high``, both included: ``0.01,0.03``."""
+
+    def convert(text: str) -> tuple[float, ...]:
+        return tuple(float(number) for number in text.split(","))
+
+    def allows(value: Any) -> bool:
+        return (
+            isinstance(value, tuple)
+            and 0 < len(set(value)) == len(value)
+            and all(isinstance(number, (int, float)) and not isinstance(number, bool) and low <= number <= high for number in value)
+        )
+
+    return Numbers(convert, allows, f"a number from {low:g} to {high:g}, or several with commas between,", default=default, **kwargs)
+
+
 def whole_number(low: int, high: int, **kwargs: Any) -> Checked:
     """A parameter that is a whole number from ``low`` to ``high``, both included."""
 
@@ -224,6 +255,11 @@ def whole_number(low: int, high: int, **kwargs: Any) -> Checked:
         return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
     return Checked(int, allows, f"a whole number from {low} to {high}", **kwargs)
+
+
+def choice(values: Sequence[str], **kwargs: Any) -> Checked:
+    """A parameter that is one of ``values``."""
+    return Checked(str, lambda value: value in values, ", ".join(values[:-1]) + f" or {values[-1]}", **kwargs)
 
 
 def switch(**kwargs: Any) -> Checked:

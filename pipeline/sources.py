@@ -60,7 +60,7 @@ def fetch_archive(url: str, sha256: str, size: int, folder: Path, report: Report
     """
     archive = folder.parent / f".{folder.name}.archive"
     fetch.download(url, archive, sha256=sha256, size=size, report=report)
-    fetch.unpack(archive, folder)
+    fetch.unpack(archive, folder, fetch.PHOTOS_BYTES)
     archive.unlink()
 
 

@@ -21,18 +21,22 @@ import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import luigi
 from luigi.cmdline_parser import CmdlineParser
 from luigi.parameter import UnconsumedParameterWarning
 from luigi.util import inherits, requires
 
-from pipeline import artifacts, backbones, console, dataset, files, registry, settings, sources
+from pipeline import artifacts, backbones, console, dataset, files, images, registry, settings, sources
 from pipeline.artifacts import Artifact, QuietTask
 from pipeline.dataset import Photo
 from pipeline.errors import UserError
-from pipeline.settings import number, switch, text, whole_number
+from pipeline.settings import choice, number, numbers, switch, text, whole_number
+from pipeline.vector_cache import VectorCache
+
+if TYPE_CHECKING:
+    from pipeline import bottlenecks, final_layer
 
 INDEX = "index.csv"
 SKIPPED = "skipped.csv"
@@ -190,6 +194,23 @@ class ComputeBottlenecks(Artifact):
     VERSION = "1"
 
     images = luigi.Parameter(default="", positional=False, significant=False, description="folder of the photos, if it is not data/NAME")
+    precision = choice(
+        ("float32", "bfloat16", "float16"),
+        default="float32",
+        description="arithmetic in the network; bfloat16 is twice as fast on CPUs that have it, float16 on GPUs, both a little less exact",
+    )
+    average_views = choice(
+        ("none", "mirror", "mirror+crops"),
+        default="none",
+        description="looks at a photo whose mean its bottleneck is, in training and in the export; 1, 2 or 10 times the work",
+    )
+    flip_left_right = switch(default=False, description="train on distorted views too: mirror half of them")
+    random_crop = number(0, 90, default=0.0, description="distorted views: percent of margin that is cut off")
+    random_scale = number(0, 100, default=0.0, description="distorted views: percent they are enlarged by at most")
+    random_brightness = number(0, 100, default=0.0, description="distorted views: percent of brightness up or down")
+    random_rotation = number(0, 180, default=0.0, description="distorted views: degrees they are turned by at most, to either side")
+    random_colour = number(0, 100, default=0.0, description="distorted views: percent of colour more or less")
+    distorted_views = whole_number(1, 1000, default=8, description="distorted views of each training photo, if there are to be any")
 
     def make(self, work: Path) -> dict[str, Any]:
         from pipeline import bottlenecks
@@ -198,30 +219,59 @@ class ComputeBottlenecks(Artifact):
         photos = dataset.read_photos(index_task.folder / INDEX)
         skipped = dataset.read_skipped(index_task.folder / SKIPPED)
         backbone = backbones.load(model_task.folder)
-        cache = bottlenecks.VectorCache(settings.paths().bottleneck_dir / backbone.vectors_key(), backbone.width)
-        with self.progress("photos") as report:
-            started = time.time()
-            filled = bottlenecks.compute(photos, Path(self.images), lambda: bottlenecks.load_network(model_task.folder), cache, report)
-        rate = f", {filled.computed / (time.time() - started):.0f} a second" if filled.computed else ""
-        damaged = f", {filled.damaged} of them anew because their file was damaged" if filled.damaged else ""
-        console.note(f"bottlenecks: {filled.cached} from the cache, {filled.computed} computed{damaged}{rate}")
+        extraction = self.extraction()
+        cache = extraction.cache(settings.paths().bottleneck_dir, backbone)
+        filled = self._fill(photos, cache, extraction)
         # A photo that failed only now may have been the last of its class in its split: check and split again.
         found = [dataclasses.replace(photo, split="", problem=filled.problems.get(photo.path, "")) for photo in photos]
         index = index_task.index_of(sorted(found + skipped, key=lambda photo: photo.path))
         if filled.problems:
             for line in index.warnings:
                 console.warn(f"{self.data}: {line}")
+        views = extraction.views_of(index.photos)
+        filled_views = self._fill(views, cache, extraction)
+        for path, problem in filled_views.problems.items():
+            raise UserError(f"{dataset.readable(path)}: {problem}; run again")
         dataset.write_skipped(work / SKIPPED, index.skipped)
         with self.progress("rows") as report:
-            bottlenecks.pack(index.photos, cache, backbone.width, work, report)
+            bottlenecks.pack([*index.photos, *views], cache, backbone.width, work, report)
         return {
             "data": self.data,
-            "vectors": backbone.vectors_key(),
-            "computed": filled.computed,
-            "cached": filled.cached,
-            "damaged": filled.damaged,
+            "vectors": [extraction.key(backbone), *([extraction.views_key(backbone)] if views else [])],
+            "computed": filled.computed + filled_views.computed,
+            "cached": filled.cached + filled_views.cached,
+            "damaged": filled.damaged + filled_views.damaged,
+            "views": len(views),
             **dataset.figures(index),
         }
+
+    def _fill(self, rows: Sequence[Photo], cache: VectorCache, extraction: bottlenecks.Extraction) -> bottlenecks.Filled:
+        """Compute what the cache lacks of ``rows``, and say what that came to."""
+        from pipeline import bottlenecks, network
+
+        def load() -> network.Network:
+            return network.load(self.requires()[1].folder, precision=self.precision, average=self.average_views)
+
+        if not rows:
+            return bottlenecks.Filled(0, 0, [], {})
+        unit = "views" if rows[0].view else "photos"
+        with self.progress(unit) as report:
+            started = time.time()
+            filled = bottlenecks.compute(rows, Path(self.images), load, cache, drawn=extraction.drawn, report=report)
+        rate = f", {filled.computed / (time.time() - started):.0f} a second" if filled.computed else ""
+        console.note(f"bottlenecks of {len(rows)} {unit}: {filled.cached} from the cache, {filled.computed} computed{rate}")
+        if filled.damaged:
+            named = dataset.shortened([dataset.readable(path) for path in filled.damaged])
+            console.warn(f"the vectors of {len(filled.damaged)} {unit} were damaged on disk and made again: {named}")
+        return filled
+
+    def extraction(self) -> bottlenecks.Extraction:
+        """How photos become vectors, from the parameters."""
+        from pipeline import bottlenecks
+
+        distortions = images.Distortions(**{field.name: getattr(self, field.name) for field in dataclasses.fields(images.Distortions)})
+        views = self.distorted_views if distortions != images.NO_DISTORTIONS else 0
+        return bottlenecks.Extraction(self.precision, self.average_views, views, distortions, self.seed)
 
 
 @requires(ComputeBottlenecks)
@@ -232,10 +282,33 @@ class TrainFinalLayer(Artifact):
 
     how_many_training_steps = whole_number(1, 10**8, default=4000, description="mini-batches to train on")
     train_batch_size = whole_number(1, 2**16, default=100, description="photos in a mini-batch")
-    learning_rate = number(1e-9, 1e3, default=0.03, description="learning rate of gradient descent with momentum 0.9")
-    weight_decay = number(0, 1e3, default=0.003, description="L2 penalty on the weights")
+    learning_rate = numbers(
+        1e-9,
+        1e3,
+        default=(0.03,),
+        description="learning rate; where it, weight_decay or label_smoothing has several "
+        "values, each combination is trained, and the best on validation is kept",
+    )
+    weight_decay = numbers(0, 1e3, default=(0.001, 0.003, 0.01), description="L2 penalty on the weights")
+    label_smoothing = numbers(0, 0.9, default=(0.0,), description="share of the truth that is spread over all classes")
+    optimizer = choice(("sgd", "momentum", "adam"), default="momentum", description="kind of gradient descent")
+    schedule = choice(("constant", "cosine", "step"), default="constant", description="how the learning rate changes with the steps")
+    dropout = number(0, 0.95, default=0.0, description="share of the features that a step does not see")
+    hidden_units = whole_number(0, 2**16, default=0, description="units of a hidden layer before the last; 0 is none")
+    class_weights = choice(
+        ("none", "balanced"), default="none", description="balanced: each class weighs the same, however many photos it has"
+    )
+    patience = whole_number(0, 10**6, default=0, description="looks without a better result before training stops; 0 is never")
     eval_step_interval = whole_number(1, 10**8, default=50, description="steps between looks at the validation photos")
     checkpoint_interval = whole_number(1, 10**8, default=200, significant=False, description="steps between checkpoints")
+    max_to_keep = whole_number(0, 10**6, default=5, significant=False, description="checkpoints of the training that are kept; 0 is all")
+    keep_checkpoint_every_n_hours = number(
+        1e-6, 1e6, default=10_000.0, significant=False, description="keep a checkpoint for good for each so many hours of training"
+    )
+    init_from = luigi.Parameter(
+        default="", positional=False, significant=False, description="folder of an export whose final layer the training starts from"
+    )
+    init_from_key = luigi.Parameter(default="", positional=False)
 
     def make(self, work: Path) -> dict[str, Any]:
         from pipeline import final_layer
@@ -243,8 +316,27 @@ class TrainFinalLayer(Artifact):
         names = [field.name for field in dataclasses.fields(final_layer.Options)]
         options = final_layer.Options(**{name: getattr(self, name) for name in names})
         with self.progress("steps") as report:
-            result = final_layer.train(work, self.requires().folder, options, report)
-        return {"data": self.data, **dataclasses.asdict(result), "test_accuracy": result.test_accuracy}
+            result = final_layer.train(work, self.requires().folder, options, report, self._start())
+        return {
+            "data": self.data,
+            **dataclasses.asdict(result),
+            **dataclasses.asdict(result.best),
+            "test_accuracy": result.test_accuracy,
+        }
+
+    def _start(self) -> final_layer.Start | None:
+        """The final layer to start from. Raises UserError where it belongs to another network."""
+        from pipeline import final_layer
+
+        if not self.init_from:
+            return None
+        export = Path(self.init_from)
+        manifest = files.read_json(export / files.MANIFEST)
+        ours = backbones.load(self.requires().requires()[1].folder)
+        if manifest["backbone"]["graph_sha256"] != ours.graph_sha256:
+            there = manifest["backbone"]["name"]
+            raise UserError(f"init_from = {export}: it was trained on {there}, and this is {ours.name}; name an export of the same model")
+        return final_layer.Start.read(export, manifest["labels"])
 
 
 @requires(TrainFinalLayer)
@@ -267,11 +359,20 @@ class ExportGraph(Artifact):
         packed = training.requires()
         index_task, model_task = packed.requires()
         graph = export.export(
-            work, model_task.folder, training.folder, packed.folder, Path(self.images), final_tensor_name=self.final_tensor_name
+            work,
+            model_task.folder,
+            training.folder,
+            packed.folder,
+            Path(self.images),
+            final_tensor_name=self.final_tensor_name,
+            average_views=self.average_views,
+            precision=self.precision,
         )
         trained = training.output().manifest()
         tasks = (index_task, model_task, packed, training)
-        kept = ("best_step", "validation_loss", "validation_accuracy", "test_count", "test_correct", "test_accuracy", "test_interval")
+        of_candidate = ("best_step", "validation_loss", "validation_accuracy", "learning_rate", "weight_decay", "label_smoothing")
+        kept = (*of_candidate, "test_count", "test_correct", "test_accuracy", "test_interval")
+        counted = ("photos", "classes", "splits", "skipped", "reencoded_count", "reencoded")
         return {
             "data": self.data,
             "snapshot": self.snapshot,
@@ -279,7 +380,7 @@ class ExportGraph(Artifact):
             **graph,
             "backbone": dataclasses.asdict(backbones.load(model_task.folder)),
             **{name: trained[name] for name in kept},
-            **{name: packed.output().manifest()[name] for name in ("photos", "classes", "splits", "skipped")},
+            **{name: packed.output().manifest()[name] for name in counted},
             "keys": {task.task_family: task.key for task in tasks},
             "timings": {task.task_family: task.output().manifest()["seconds"] for task in tasks},
         }
@@ -289,9 +390,10 @@ class ExportGraph(Artifact):
 class Export(QuietTask):
     """From a folder of labelled photos to a published classifier. The only task that looks at the folder, once a run."""
 
-    # Not parameters here: what the look at the folder finds, and what the model is; both are handed down.
+    # Not parameters here: what the look at the folder finds, what the model is, and what is started from; all are handed down.
     snapshot = None
     model_identity = None
+    init_from_key = None
     allow_fallback = switch(default=True, significant=False, description="use the profile's fallback where the photos cannot be fetched")
 
     @classmethod
@@ -329,7 +431,7 @@ class Export(QuietTask):
         ]
         settings.check_configuration(["data", *names], families)
         settings.check_parameters(self)
-        _ = self.identified_model  # raises for a model that cannot be found
+        _ = self.identified_model, self.start  # raise for what cannot be found
         if self.testing_percentage + self.validation_percentage > 90:
             raise UserError(
                 f"testing_percentage = {self.testing_percentage:g} and validation_percentage = {self.validation_percentage:g} "
@@ -355,6 +457,19 @@ class Export(QuietTask):
         return backbones.identify(self.model)
 
     @cached_property
+    def start(self) -> Path | None:
+        """The export whose final layer the training starts from. Raises UserError for one that cannot be found."""
+        if not self.init_from:
+            return None
+        exports = settings.paths(self.data).exports
+        version = registry.find(self.init_from, exports)
+        if version.parent == (exports / self.data).resolve() and version.name != Path(self.init_from).name:
+            raise UserError(
+                f"init_from = {self.init_from} is another version after each run, so that each run would train anew; name {shown(version)}"
+            )
+        return version
+
+    @cached_property
     def classifier(self) -> ExportGraph:
         """The task that makes the classifier from the photos as they are now. Looks at the folder the first time."""
         paths = settings.paths(self.data)
@@ -365,8 +480,15 @@ class Export(QuietTask):
         if not kept.is_file():
             kept.parent.mkdir(parents=True, exist_ok=True)
             dataset.write_photos(kept, photos)
-        model = absolute_model(self.model)
-        return self.clone(ExportGraph, snapshot=snapshot, images=str(self.photos_folder), model=model, model_identity=self.identified_model)
+        return self.clone(
+            ExportGraph,
+            snapshot=snapshot,
+            images=str(self.photos_folder),
+            model=absolute_model(self.model),
+            model_identity=self.identified_model,
+            init_from=str(self.start or ""),
+            init_from_key=registry.key_of(self.start) if self.start else "",
+        )
 
     @property
     def live(self) -> Path | None:
@@ -494,7 +616,8 @@ def say_up_to_date(task: Export) -> None:
 @Export.event_handler(luigi.Event.DEPENDENCY_DISCOVERED)
 def _say_settings(task: Export, _: luigi.Task) -> None:
     file = settings.profile(task.data).file
-    values = ", ".join(f"{name} = {getattr(task, name)}" for name, _ in task.get_params() if getattr(task, name) not in ("", None))
+    given = {name: parameter.serialize(getattr(task, name)) for name, parameter in task.get_params() if getattr(task, name) is not None}
+    values = ", ".join(f"{name} = {value}" for name, value in given.items() if value)
     console.note(f"settings{f' (with {shown(file)})' if file else ''}: {values}")
 
 

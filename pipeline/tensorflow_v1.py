@@ -37,27 +37,39 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 with _hushed():
     import tensorflow as tf2
     import tensorflow.compat.v1 as tf
+    from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     tf.config.experimental.list_physical_devices("GPU")
 
-__all__ = ["SavedModel", "control_flow_v1", "convert_variables_to_constants_v2", "session", "tf", "tf2"]
+__all__ = ["SavedModel", "control_flow_v1", "convert_variables_to_constants_v2", "has_gpu", "session", "tf", "tf2"]
 
 tf.logging.set_verbosity(tf.logging.ERROR)
 # TensorFlow warns that its own v1 calls are old. They are what this project is about.
 warnings.filterwarnings("ignore", module=r"tensorflow\..*")
 
 
-def session(threads: int) -> tf.Session:
+def has_gpu() -> bool:
+    """Whether TensorFlow sees a GPU."""
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+def session(threads: int, precision: str = "float32") -> tf.Session:
     """A session on the default graph whose ops run on one thread each, ``threads`` ops at a time.
 
     Many single-threaded photos at once are faster on a CPU than one photo spread over the cores. The pool of threads
     inside an op belongs to the process: the first session's setting wins, hence one place that sets it. With one thread
-    in it, no sum depends on the number of cores. GPU memory is taken as needed.
+    in it, no sum depends on the number of cores. GPU memory is taken as needed. With ``precision`` bfloat16 (a CPU that
+    has it) or float16 (a GPU) TensorFlow's graph optimizer turns the heavy ops to it.
     """
     config = tf.ConfigProto(intra_op_parallelism_threads=1, inter_op_parallelism_threads=threads)
     config.gpu_options.allow_growth = True
+    rewrites = config.graph_options.rewrite_options
+    if precision == "bfloat16":
+        rewrites.auto_mixed_precision_onednn_bfloat16 = RewriterConfig.ON
+    elif precision == "float16":
+        rewrites.auto_mixed_precision = RewriterConfig.ON
     return tf.Session(config=config)
 
 

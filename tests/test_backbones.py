@@ -206,15 +206,6 @@ def test_folding_is_the_same_as_norm_after_convolution() -> None:
     np.testing.assert_allclose(convolve(x, back, 1, depthwise=False) + folded.bias, by_hand, atol=1e-5)
 
 
-def test_the_key_of_the_vectors_follows_what_decides_their_numbers(backbone_folder: Path) -> None:
-    backbone = backbones.load(backbone_folder)
-    keys = {
-        dataclasses.replace(backbone, **change).vectors_key() for change in ({}, {"mean": 1.0}, {"input_size": 240}, {"graph_sha256": "x"})
-    }
-    assert len(keys) == 4
-    assert dataclasses.replace(backbone, licence="another").vectors_key() in keys
-
-
 def test_a_damaged_package_says_how_to_mend_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     package = backbones.CATALOGUE["efficientnet-lite0"]
     monkeypatch.setitem(backbones.CATALOGUE, "efficientnet-lite0", dataclasses.replace(package, sha256="0" * 64))

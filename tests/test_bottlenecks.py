@@ -11,10 +11,14 @@ import pytest
 from conftest import make_photos
 
 from pipeline import bottlenecks, checkpoint, dataset, files
-from pipeline.bottlenecks import Statistics, VectorCache
+from pipeline.backbones import Backbone
+from pipeline.bottlenecks import Extraction, Statistics
 from pipeline.dataset import Photo
 from pipeline.errors import BadImage, UserError
+from pipeline.images import Distortions
+from pipeline.network import Network
 from pipeline.tensorflow_v1 import tf
+from pipeline.vector_cache import VectorCache
 
 WIDTH = 8
 
@@ -22,6 +26,9 @@ WIDTH = 8
 def vector_of(data: bytes) -> np.ndarray:
     """Stands for a network: a vector that the bytes decide."""
     return np.random.default_rng(zlib.crc32(data)).normal(size=WIDTH).astype(np.float32)
+
+
+STAND_IN = Network(lambda data, drawn: vector_of(data), threads=2)
 
 
 @pytest.fixture
@@ -41,52 +48,6 @@ def photos(folder: Path, tmp_path: Path) -> list[Photo]:
     return dataset.split(scanned, testing_percentage=10, validation_percentage=10, seed=0)
 
 
-# --- The cache ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_vector_comes_back_and_numpy_reads_its_file(cache: VectorCache) -> None:
-    vector = vector_of(b"x")
-    cache.write("ab" * 32, vector)
-    assert cache.read("ab" * 32).tobytes() == vector.tobytes()  # type: ignore[union-attr]
-    assert np.load(cache.path("ab" * 32)).tobytes() == vector.tobytes()
-    assert cache.read("cd" * 32) is None
-
-
-def damaged(data: bytes, how: str) -> bytes:
-    zeros = b"\0" * (len(data) - 100)
-    flipped = bytearray(data)
-    flipped[-20] ^= 4
-    not_finite = data[:-36] + np.array([np.nan], "<f4").tobytes() + data[-32:-4]
-    return {
-        "cut short": data[:-9],
-        "longer": data + b"\0",
-        "empty": b"",
-        "zero-filled": data[:100] + zeros,
-        "a flipped bit": bytes(flipped),
-        "not finite": not_finite + zlib.crc32(not_finite).to_bytes(4, "little"),
-        "comma text": b"0.1,0.2,0.3",
-    }[how]
-
-
-@pytest.mark.parametrize("how", ["cut short", "longer", "empty", "zero-filled", "a flipped bit", "not finite", "comma text"])
-def test_a_damaged_file_is_no_vector(cache: VectorCache, how: str) -> None:
-    cache.write("ab" * 32, vector_of(b"x"))
-    path = cache.path("ab" * 32)
-    path.write_bytes(damaged(path.read_bytes(), how))
-    assert cache.read("ab" * 32) is None
-
-
-def test_a_vector_of_another_width_is_no_vector(cache: VectorCache, tmp_path: Path) -> None:
-    VectorCache(tmp_path / "vectors", WIDTH + 1).write("ab" * 32, np.zeros(WIDTH + 1, np.float32))
-    assert cache.read("ab" * 32) is None
-
-
-def test_only_vectors_are_written(cache: VectorCache) -> None:
-    for wrong in (np.zeros(WIDTH + 1), np.full(WIDTH, np.nan)):
-        with pytest.raises(ValueError, match="wanted 8 finite numbers"):
-            cache.write("ab" * 32, wrong)
-
-
 # --- Filling it --------------------------------------------------------------------------------------------------------
 
 
@@ -101,25 +62,25 @@ def test_each_content_is_computed_once(folder: Path, photos: list[Photo], cache:
             calls.append(1)
         return vector_of(data)
 
-    filled = bottlenecks.compute([*photos, twin], folder, lambda: network, cache)
+    filled = bottlenecks.compute([*photos, twin], folder, lambda: Network(lambda data, drawn: network(data), 2), cache)
     assert (filled.computed, filled.cached, filled.problems) == (60, 0, {})
     assert len(calls) == 60
     assert cache.read(twin.sha256).tobytes() == vector_of((folder / "red/000.png").read_bytes()).tobytes()  # type: ignore[union-attr]
 
 
 def test_only_what_is_missing_or_damaged_is_computed(folder: Path, photos: list[Photo], cache: VectorCache) -> None:
-    bottlenecks.compute(photos, folder, lambda: vector_of, cache)
+    bottlenecks.compute(photos, folder, lambda: STAND_IN, cache)
     cache.path(photos[3].sha256).write_bytes(b"cut")
     cache.path(photos[4].sha256).unlink()
-    filled = bottlenecks.compute(photos, folder, lambda: vector_of, cache)
-    assert (filled.computed, filled.cached, filled.damaged) == (2, 58, 1)
+    filled = bottlenecks.compute(photos, folder, lambda: STAND_IN, cache)
+    assert (filled.computed, filled.cached, filled.damaged) == (2, 58, [photos[3].path])
     assert all(cache.read(photo.sha256) is not None for photo in photos)
 
 
 def test_the_network_is_not_loaded_where_nothing_is_missing(folder: Path, photos: list[Photo], cache: VectorCache) -> None:
-    bottlenecks.compute(photos, folder, lambda: vector_of, cache)
+    bottlenecks.compute(photos, folder, lambda: STAND_IN, cache)
 
-    def load() -> bottlenecks.Network:
+    def load() -> Network:
         raise AssertionError("loaded")
 
     assert bottlenecks.compute(photos, folder, load, cache).cached == 60
@@ -137,7 +98,7 @@ def test_a_photo_that_fails_is_named_with_its_reason_and_the_others_go_on(folder
             return np.full(WIDTH, np.inf, np.float32)
         return vector_of(data)
 
-    filled = bottlenecks.compute(photos, folder, lambda: network, cache)
+    filled = bottlenecks.compute(photos, folder, lambda: Network(lambda data, drawn: network(data), 2), cache)
     assert filled.problems == {
         "blue/001.png": "it changed while the run was going on; the next run takes it as it is then",
         "blue/003.png": "cannot be read: No such file or directory",
@@ -151,13 +112,13 @@ def test_a_folder_or_a_pipe_in_a_vectors_place_makes_room_for_it(folder: Path, p
     (cache.path(photos[0].sha256) / "inside").mkdir(parents=True)
     cache.path(photos[1].sha256).parent.mkdir(parents=True, exist_ok=True)
     os.mkfifo(cache.path(photos[1].sha256))
-    filled = bottlenecks.compute(photos, folder, lambda: vector_of, cache)
-    assert (filled.computed, filled.damaged) == (60, 2)
+    filled = bottlenecks.compute(photos, folder, lambda: STAND_IN, cache)
+    assert (filled.computed, filled.damaged) == (60, [photos[0].path, photos[1].path])
     assert all(cache.read(photo.sha256) is not None for photo in photos)
 
 
 def test_two_runs_on_one_cache_end_in_whole_files(folder: Path, photos: list[Photo], cache: VectorCache) -> None:
-    threads = [threading.Thread(target=bottlenecks.compute, args=(photos, folder, lambda: vector_of, cache)) for _ in range(3)]
+    threads = [threading.Thread(target=bottlenecks.compute, args=(photos, folder, lambda: STAND_IN, cache)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -166,28 +127,62 @@ def test_two_runs_on_one_cache_end_in_whole_files(folder: Path, photos: list[Pho
     assert not list(cache.path("").parent.rglob("*.tmp"))
 
 
-# --- The real network --------------------------------------------------------------------------------------------------
+# --- Distorted views ---------------------------------------------------------------------------------------------------
 
 
-def test_the_network_gives_the_same_bytes_from_any_number_of_threads(backbone_folder: Path, folder: Path) -> None:
-    network = bottlenecks.load_network(backbone_folder)
-    pictures = [path.read_bytes() for path in sorted(folder.rglob("*.png"))[:8]]
-    alone = [network(data).tobytes() for data in pictures]
-    together: dict[int, bytes] = {}
-    threads = [threading.Thread(target=lambda i=i: together.__setitem__(i, network(pictures[i]).tobytes())) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [together[i] for i in range(8)] == alone
+DISTORTED = Extraction(distorted_views=2, distortions=Distortions(flip_left_right=True, random_crop=20, random_brightness=10), seed=3)
 
 
-def test_a_photo_that_fails_only_when_decoded_has_a_reason(backbone_folder: Path, folder: Path) -> None:
-    data = bytearray((folder / "red/000.png").read_bytes())
-    data[200:400] = bytes(200)
-    with pytest.raises(BadImage, match="cannot be decoded") as failure:
-        bottlenecks.load_network(backbone_folder)(bytes(data))
-    assert "\n" not in str(failure.value)
+def test_views_are_rows_of_the_training_photos_and_computed_once(folder: Path, photos: list[Photo], tmp_path: Path) -> None:
+    views = DISTORTED.views_of(photos)
+    training = [photo.path for photo in photos if photo.split == dataset.TRAINING]
+    assert [(row.path, row.view) for row in views] == [(path, view) for view in (1, 2) for path in training]
+    cache = VectorCache(tmp_path / "vectors", WIDTH, tmp_path / "views")
+    seen: dict[tuple[bytes, bytes], int] = {}
+
+    def network(data: bytes, drawn: np.ndarray) -> np.ndarray:
+        seen[data, drawn.tobytes()] = len(drawn)
+        return vector_of(data + drawn.tobytes())
+
+    rows = [*photos, *views]
+    bottlenecks.compute(rows, folder, lambda: Network(network, 2), cache, drawn=DISTORTED.drawn)
+    assert len(seen) == len(rows)
+    assert sorted(seen.values()) == [0] * len(photos) + [7] * len(views)
+    again = bottlenecks.compute(rows, folder, lambda: Network(network, 2), cache, drawn=DISTORTED.drawn)
+    assert (again.computed, again.cached) == (0, len(rows))
+    bottlenecks.pack(rows, cache, WIDTH, tmp_path)
+    data = (folder / views[5].path).read_bytes()
+    row = bottlenecks.Packed(tmp_path)[np.array([len(photos) + 5])]
+    assert row.tobytes() == vector_of(data + DISTORTED.drawn(views[5]).tobytes()).tobytes()
+
+
+def test_a_view_depends_on_photo_number_and_seed_alone(photos: list[Photo]) -> None:
+    views = DISTORTED.views_of(photos)
+    moved = replace(views[0], path="elsewhere/1.png", label="other", split="testing")
+    assert DISTORTED.drawn(moved).tobytes() == DISTORTED.drawn(views[0]).tobytes()
+    others = [replace(views[0], view=2), replace(views[0], sha256="00" * 32)]
+    assert len({DISTORTED.drawn(row).tobytes() for row in [views[0], *others]}) == 3
+    assert replace(DISTORTED, seed=4).drawn(views[0]).tobytes() != DISTORTED.drawn(views[0]).tobytes()
+
+
+BACKBONE = Backbone("net", 224, 127.0, 128.0, WIDTH, 0, "aa", "bb", "", "")
+
+
+def test_the_key_of_vectors_covers_all_that_decides_their_numbers() -> None:
+    extractions = [Extraction(), Extraction(precision="bfloat16"), Extraction(average_views="mirror")]
+    backbones = [
+        replace(BACKBONE, graph_sha256="cc"),
+        replace(BACKBONE, input_size=192),
+        replace(BACKBONE, mean=0.0),
+        replace(BACKBONE, std=1.0),
+    ]
+    keys = [extraction.key(BACKBONE) for extraction in extractions] + [Extraction().key(backbone) for backbone in backbones]
+    assert len(set(keys)) == len(keys)
+    distorted = [DISTORTED, replace(DISTORTED, seed=4), replace(DISTORTED, distortions=Distortions(random_crop=20))]
+    assert len({extraction.views_key(BACKBONE) for extraction in distorted}) == 3
+    # The photos themselves are the same with distorted views or without, and more views keep those that are there.
+    assert {extraction.key(BACKBONE) for extraction in distorted} == {Extraction().key(BACKBONE)}
+    assert replace(DISTORTED, distorted_views=9).views_key(BACKBONE) == DISTORTED.views_key(BACKBONE)
 
 
 # --- The packed matrix -------------------------------------------------------------------------------------------------
@@ -197,13 +192,13 @@ def test_a_photo_that_fails_only_when_decoded_has_a_reason(backbone_folder: Path
 def filled(photos: list[Photo], folder: Path, cache: VectorCache, monkeypatch: pytest.MonkeyPatch) -> VectorCache:
     monkeypatch.setattr(bottlenecks, "ROWS_PER_CHUNK", 7)
     monkeypatch.setattr(bottlenecks, "CHUNKS_PER_CHECKPOINT", 2)
-    bottlenecks.compute(photos, folder, lambda: vector_of, cache)
+    bottlenecks.compute(photos, folder, lambda: STAND_IN, cache)
     return cache
 
 
 def test_rows_are_in_the_order_of_the_index(photos: list[Photo], filled: VectorCache, tmp_path: Path) -> None:
     statistics = bottlenecks.pack(photos, filled, WIDTH, tmp_path)
-    matrix = bottlenecks.read_packed(tmp_path)
+    matrix = bottlenecks.Packed(tmp_path)[np.arange(60)]
     assert [row.tobytes() for row in matrix] == [filled.read(p.sha256).tobytes() for p in photos]  # type: ignore[union-attr]
     assert dataset.read_photos(tmp_path / bottlenecks.INDEX) == photos
     training = matrix[[p.split == dataset.TRAINING for p in photos]].astype(np.float64)
@@ -242,8 +237,8 @@ def test_a_killed_pack_goes_on_and_ends_in_the_same_bytes(
 def test_a_pack_of_other_photos_starts_over(photos: list[Photo], filled: VectorCache, tmp_path: Path) -> None:
     bottlenecks.pack(photos, filled, WIDTH, tmp_path)
     bottlenecks.pack(photos[1:], filled, WIDTH, tmp_path)
-    assert len(bottlenecks.read_packed(tmp_path)) == 59
-    assert bottlenecks.read_packed(tmp_path)[0].tobytes() == filled.read(photos[1].sha256).tobytes()  # type: ignore[union-attr]
+    assert len(bottlenecks.Packed(tmp_path)) == 59
+    assert bottlenecks.Packed(tmp_path)[np.array([0])].tobytes() == filled.read(photos[1].sha256).tobytes()  # type: ignore[union-attr]
 
 
 def test_rows_that_never_reached_the_disk_are_packed_again(photos: list[Photo], filled: VectorCache, tmp_path: Path) -> None:
@@ -276,3 +271,15 @@ def test_statistics_lose_no_digits_over_a_large_mean() -> None:
     for start in range(0, 1000, 64):
         statistics.add(rows[start : start + 64])
     np.testing.assert_allclose(statistics.squares / 1000, rows.var(axis=0), rtol=1e-9)
+
+
+def test_a_map_that_gives_its_pages_back_reads_on(
+    photos: list[Photo], filled: VectorCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bottlenecks.pack(photos, filled, WIDTH, tmp_path)
+    monkeypatch.setattr(bottlenecks, "BYTES_MAPPED", 100)
+    packed = bottlenecks.Packed(tmp_path)
+    assert packed.shape == (60, WIDTH)
+    for start in range(0, 60, 20):
+        rows = np.arange(start, start + 20)[::-1]
+        assert packed[rows].tobytes() == b"".join(filled.read(photos[row].sha256).tobytes() for row in rows)  # type: ignore[union-attr]

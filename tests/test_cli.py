@@ -64,3 +64,40 @@ def test_a_reader_that_goes_away_is_no_error(finished: Project, tmp_path: Path) 
 def test_a_mistake_is_one_line(finished: Project, arguments: list[str], message: str) -> None:
     done = finished.pipeline("predict", *arguments)
     assert (done.returncode, done.stdout, done.stderr) == (30, "", message)
+
+
+# --- The cache ---------------------------------------------------------------------------------------------------------
+
+
+def vectors_of(project: Project) -> list[Path]:
+    return sorted((project.root / "store/vectors").rglob("*.npy"))
+
+
+def test_cache_show_counts_files_and_hits_by_model(finished: Project) -> None:
+    done = finished.pipeline("cache", "show")
+    header, line = done.stdout.splitlines()
+    assert header.split() == ["vectors", "of", "files", "MB", "computed", "hits"]
+    assert line.startswith("efficientnet-lite0-")
+    assert line.split()[1:] == ["30", "0.2", "30", "0"]
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_cache_verify_names_damaged_files(copy_of_finished: Project) -> None:
+    assert copy_of_finished.pipeline("cache", "verify").stdout == "30 vectors checked, 0 damaged\n"
+    victim = vectors_of(copy_of_finished)[4]
+    victim.write_bytes(victim.read_bytes()[:-7])
+    done = copy_of_finished.pipeline("cache", "verify")
+    assert done.returncode == 30
+    assert done.stderr == f"error: {victim}: cut short or altered\n"
+    assert done.stdout == "30 vectors checked, 1 damaged; a run that needs them makes them again\n"
+
+
+def test_cache_prune_removes_only_what_no_index_refers_to_and_only_if_told(copy_of_finished: Project) -> None:
+    kept = vectors_of(copy_of_finished)
+    stray = kept[0].with_name("ff" * 32 + ".npy")
+    stray.write_bytes(kept[0].read_bytes())
+    done = copy_of_finished.pipeline("cache", "prune")
+    assert done.stdout.startswith("1 vectors (0.0 MB) of photos that are in no index; remove them with: ")
+    assert stray.exists()
+    assert copy_of_finished.pipeline("cache", "prune", "--delete").stdout.startswith("removed 1 vectors")
+    assert vectors_of(copy_of_finished) == kept

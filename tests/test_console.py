@@ -8,11 +8,11 @@ from pipeline import console
 def test_without_a_terminal_progress_is_a_line_every_ten_seconds(capsys: pytest.CaptureFixture[str]) -> None:
     now = 0.0
     with console.progress("Caching", "photos", clock=lambda: now) as report:
-        for done in range(1, 101):
-            now += 0.25
+        for done in range(101):
             report(done, 100)
+            now += 0.25
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["Caching: 40 of 100 photos, 00:15 left", "Caching: 80 of 100 photos, 00:05 left"]
+    assert lines == ["Caching: 40 of 100 photos, 4 a second, 00:15 left", "Caching: 80 of 100 photos, 4 a second, 00:05 left"]
 
 
 def test_what_an_earlier_run_had_done_does_not_count_for_the_speed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -21,15 +21,16 @@ def test_what_an_earlier_run_had_done_does_not_count_for_the_speed(capsys: pytes
         report(900, 1000)
         now = 10.0
         report(950, 1000)
-    assert capsys.readouterr().err == "Caching: 950 of 1000 photos, 00:10 left\n"
+    assert capsys.readouterr().err == "Caching: 950 of 1000 photos (900 were there), 5 a second, 00:10 left\n"
 
 
 def test_bytes_are_shown_in_units(capsys: pytest.CaptureFixture[str]) -> None:
     now = 0.0
     with console.progress("Fetching", "B", clock=lambda: now) as report:
+        report(0, 228_000_000)
         now = 20.0
         report(114_000_000, 228_000_000)
-    assert capsys.readouterr().err == "Fetching: 114MB of 228MB, 00:20 left\n"
+    assert capsys.readouterr().err == "Fetching: 114MB of 228MB, 5.70MB a second, 00:20 left\n"
 
 
 def test_results_go_to_stdout_and_the_rest_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:

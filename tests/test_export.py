@@ -8,27 +8,31 @@ import pytest
 from conftest import make_photos
 from PIL import Image
 
-from pipeline import backbones, bottlenecks, checkpoint, dataset, export, final_layer
+from pipeline import backbones, bottlenecks, checkpoint, dataset, export, final_layer, network
 from pipeline.errors import UserError
 from pipeline.tensorflow_v1 import session, tf
+from pipeline.vector_cache import VectorCache
 
 
 class Trained:
     """The folders that an export is made from."""
 
-    def __init__(self, root: Path, backbone: Path) -> None:
+    def __init__(self, root: Path, backbone: Path, average: str = "none") -> None:
+        self.average = average
         self.photos, self.packed, self.layer, self.backbone = root / "photos", root / "packed", root / "layer", backbone
         make_photos(self.photos, 8, ("blue", "red"))
         scanned = dataset.scan(self.photos, dataset.Memory(root / "memory.csv"))
         rows = dataset.split(scanned, testing_percentage=25, validation_percentage=25, seed=0)
-        cache = bottlenecks.VectorCache(root / "vectors", 1280)
-        bottlenecks.compute(rows, self.photos, lambda: bottlenecks.load_network(backbone), cache)
+        cache = VectorCache(root / "vectors", 1280)
+        bottlenecks.compute(rows, self.photos, lambda: network.load(backbone, average=average), cache)
         bottlenecks.pack(rows, cache, 1280, self.packed)
-        final_layer.train(self.layer, self.packed, final_layer.Options(30, 8, 0.01, 0.01, 10, 10, 0))
+        final_layer.train(self.layer, self.packed, final_layer.Options(30, 8, (0.01,), (0.01,), 10, 10, 0))
 
     def export(self, folder: Path, name: str = "final_result") -> dict[str, object]:
         folder.mkdir()
-        return export.export(folder, self.backbone, self.layer, self.packed, self.photos, final_tensor_name=name)
+        return export.export(
+            folder, self.backbone, self.layer, self.packed, self.photos, final_tensor_name=name, average_views=self.average
+        )
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +94,25 @@ def test_the_same_bytes_each_time(exported: Path, trained: Trained, tmp_path: Pa
 
 
 def test_a_graph_that_disagrees_is_not_exported(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bottlenecks, "read_packed", lambda folder: np.zeros((16, 1280), np.float32))
+    monkeypatch.setattr(bottlenecks, "Packed", lambda folder: np.zeros((16, 1280), np.float32))
     with pytest.raises(UserError, match=r"not exported: the joined session differs from training by [\d.]+ in a probability"):
         trained.export(tmp_path / "wrong")
+
+
+def bottlenecks_of_a_photo_and_its_mirror_image(graph: Path) -> np.ndarray:
+    with tf.Graph().as_default(), session(threads=1) as running:
+        tensors = export.load_graph(graph / "output_graph.pb", "final_result")
+        pixels = running.run(tensors.image, {tensors.image_bytes: [encoded("PNG")]})
+        return running.run(tensors.bottleneck, {tensors.image: np.concatenate([pixels, pixels[:, :, ::-1]])})
+
+
+def test_what_was_trained_on_a_mean_of_looks_is_exported_so(exported: Path, backbone_folder: Path, tmp_path: Path) -> None:
+    averaged = Trained(tmp_path / "trained", backbone_folder, "mirror")
+    assert averaged.export(tmp_path / "graph")["largest_difference"] < 1e-4  # type: ignore[operator]
+    photo, mirrored = bottlenecks_of_a_photo_and_its_mirror_image(tmp_path / "graph")
+    np.testing.assert_allclose(photo, mirrored, atol=1e-4)
+    photo, mirrored = bottlenecks_of_a_photo_and_its_mirror_image(exported)
+    assert np.abs(photo - mirrored).max() > 0.1
 
 
 def test_without_a_test_photo_nothing_is_exported(trained: Trained, tmp_path: Path) -> None:
@@ -127,7 +147,7 @@ def variables_of(scope: str) -> list[tf.Variable]:
 @pytest.mark.parametrize("stop", [True, False])
 def test_no_gradient_passes_the_stop_and_all_pass_without(trained: Trained, stop: bool) -> None:
     with tf.Graph().as_default():
-        joined, _ = export.join(trained.backbone, 2, stop_gradient=stop)
+        joined, _ = export.join(trained.backbone, trained.layer, 2, stop_gradient=stop)
         loss = tf.reduce_sum(tf.log(joined.probabilities[:, 0]))
         into_backbone = tf.gradients(loss, [v for v in variables_of("backbone") if "/classes/" not in v.name])
         into_layer = tf.gradients(loss, variables_of("final_layer"))
@@ -142,8 +162,8 @@ def test_with_and_without_the_stop_are_the_same_forwards_and_restore_from_one_ch
     names = []
     for stop in (True, False):
         with tf.Graph().as_default(), session(threads=1) as running:
-            joined, restore = export.join(trained.backbone, 2, stop_gradient=stop)
-            restore(running, trained.layer)
+            joined, restore = export.join(trained.backbone, trained.layer, 2, stop_gradient=stop)
+            restore(running)
             results.append(running.run(joined.probabilities, {joined.image_bytes: [encoded("PNG")]}))
             names.append(sorted(variable.name for variable in tf.global_variables()))
     np.testing.assert_allclose(results[0], results[1], atol=1e-6)
@@ -152,9 +172,9 @@ def test_with_and_without_the_stop_are_the_same_forwards_and_restore_from_one_ch
 
 def test_the_best_weights_are_exported_and_not_the_last(trained: Trained) -> None:
     with tf.Graph().as_default(), session(threads=1) as running:
-        _, restore = export.join(trained.backbone, 2)
-        restore(running, trained.layer)
+        _, restore = export.join(trained.backbone, trained.layer, 2)
+        restore(running)
         (weights,) = (v for v in variables_of("final_layer") if v.name == "final_layer/weights:0")
         found = running.run(weights)
-    np.testing.assert_array_equal(found, checkpoint.read(trained.layer, "best/weights"))
-    assert backbones.load(trained.backbone).width == found.shape[0]
+    np.testing.assert_array_equal(found, checkpoint.read(trained.layer, "chosen/weights"))
+    assert backbones.load(trained.backbone).width == found.shape[1]

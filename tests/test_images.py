@@ -117,7 +117,8 @@ def test_a_cmyk_jpeg_is_read(decode: Any) -> None:
 
 
 def test_the_header_says_format_and_size() -> None:
-    assert images.read_header(encoded(picture(), "JPEG")) == images.Header("JPEG", 40, 30)
+    assert images.read_header(encoded(picture(), "JPEG")) == images.Header("JPEG", 40, 30, reencode=False)
+    assert images.read_header(encoded(picture(), "TIFF")) == images.Header("TIFF", 40, 30, reencode=True)
 
 
 def huge_png(size: int) -> bytes:
@@ -141,7 +142,7 @@ def huge_png(size: int) -> bytes:
         (encoded(picture(), "WEBP")[:-20], "the WebP file is cut short"),
         (huge_png(12_000), "12000 × 12000 pixels are more than 100,000,000"),
         (huge_png(20_000), "more than 100,000,000 pixels"),
-        (b"RIFF\x08\0\0\0WEBPVP8X", "the header cannot be read"),
+        (b"RIFF\x08\0\0\0WEBPVP8X", "the WebP file is damaged"),
     ],
 )
 def test_what_cannot_be_used_has_a_reason(data: bytes, reason: str) -> None:
@@ -151,3 +152,74 @@ def test_what_cannot_be_used_has_a_reason(data: bytes, reason: str) -> None:
 
 def test_normalise() -> None:
     assert images.normalise(np.array([0.0, 127.0, 255.0]), 127, 128).tolist() == [-127 / 128, 0, 1]
+
+
+# --- Distorted views -----------------------------------------------------------------------------------------------------
+
+PLAIN = (1.0, 0.5, 0.5, 1.0, 0.0, 1.0, 1.0)  # enlargement, centre x and y, mirrored, angle, brightness, colour
+
+
+@pytest.fixture(scope="module")
+def distort() -> Any:
+    """Bytes and a view → pixels [24, 24, 3]."""
+    with tf.Graph().as_default():
+        data, drawn = tf.placeholder(tf.string, []), tf.placeholder(tf.float32, [7])
+        run = session(threads=1).make_callable(images.decode_and_distort(data, drawn, 24), [data, drawn])
+    return lambda view, image=None: run(encoded(image or picture(), "PNG"), np.array(view, np.float32))
+
+
+def changed(**values: float) -> tuple[float, ...]:
+    names = ("enlarged", "x", "y", "mirrored", "angle", "brightness", "colour")
+    return tuple(values.get(name, plain) for name, plain in zip(names, PLAIN))
+
+
+def test_a_view_without_distortion_is_the_photo(distort: Any) -> None:
+    assert np.abs(distort(PLAIN) - expected(picture())).max() < 0.01
+
+
+def test_a_mirrored_view(distort: Any) -> None:
+    assert np.abs(distort(changed(mirrored=-1)) - expected(ImageOps.mirror(picture()))).max() < 0.01
+
+
+def test_an_enlarged_view_is_a_part_of_the_photo(distort: Any) -> None:
+    """Twice enlarged, and its centre at a quarter: the upper left quarter, but for the row that blends at its border."""
+    seen = distort(changed(enlarged=2, x=0.25, y=0.25))
+    quarter = expected(picture().crop((0, 0, 20, 15)))
+    assert np.abs(seen - quarter)[:-1, :-1].max() < 0.01
+
+
+def test_a_view_turned_by_a_quarter(distort: Any) -> None:
+    """On a square photo a turn by 90 degrees is exact."""
+    square = picture(30, 30)
+    turned = distort(changed(angle=np.pi / 2), square)
+    assert min(np.abs(turned - expected(square.rotate(angle))).max() for angle in (90, 270)) < 0.1
+    assert np.abs(turned - expected(square)).max() > 50
+
+
+def test_brightness_and_colour(distort: Any) -> None:
+    plain = expected(picture())
+    assert np.abs(distort(changed(brightness=0.5)) - plain / 2).max() < 0.01
+    assert distort(changed(brightness=3)).max() == 255
+    grey = distort(changed(colour=0))
+    assert np.abs(grey - plain.mean(axis=-1, keepdims=True)).max() < 0.01
+
+
+def test_what_is_drawn_lies_within_what_is_asked_for() -> None:
+    distortions = images.Distortions(True, random_crop=10, random_scale=20, random_brightness=30, random_rotation=15, random_colour=40)
+    enlarged, x, y, mirrored, angle, brightness, colour = np.array([distortions.drawn("a photo", view, 0) for view in range(1, 2001)]).T
+    assert 1.1 <= enlarged.min() < 1.11
+    assert 1.31 < enlarged.max() <= 1.3201
+    for centre in (x, y):  # the part that is seen never leaves the photo
+        assert (centre - 0.5 / enlarged).min() >= -1e-6
+        assert (centre + 0.5 / enlarged).max() <= 1 + 1e-6
+    assert set(mirrored) == {-1, 1}
+    assert 0.45 < (mirrored == 1).mean() < 0.55
+    assert np.degrees(np.abs(angle).max()) == pytest.approx(15, abs=0.1)
+    assert (brightness.min(), brightness.max()) == pytest.approx((0.7, 1.3), abs=0.01)
+    assert (colour.min(), colour.max()) == pytest.approx((0.6, 1.4), abs=0.01)
+
+
+def test_one_distortion_leaves_what_others_draw_as_it_is() -> None:
+    flipped = images.Distortions(flip_left_right=True)
+    both = images.Distortions(flip_left_right=True, random_brightness=30)
+    assert [flipped.drawn("a", view, 0)[3] for view in range(20)] == [both.drawn("a", view, 0)[3] for view in range(20)]

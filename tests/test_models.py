@@ -6,6 +6,7 @@ import http.server
 import io
 import os
 import shutil
+import socket
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import pytest
 from conftest import Project, make_photos
 from small_models import AT_SIZE, CLASSES, SIZE, TOLERANCE, WIDTH, assert_same, images, make, vectors, weights
 
-from pipeline import backbones, files
+from pipeline import backbones, fetch, files
 from pipeline.backbones import formats, hub_cache, labels
 from pipeline.backbones.frozen import Description
 from pipeline.errors import UserError
@@ -368,47 +369,147 @@ def test_a_hub_handle_through_hubs_cache(tmp_path: Path, served: tuple[Path, str
     assert not any("model_mean" in line for line in guessed)
     (cached,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
 
+    assert backbones.load(folder).weights_sha256 == files.sha256_folder(cached)
+
     # Half a module in the cache is noticed and fetched again; a whole one needs no network.
-    (cached / "saved_model.pb").unlink()
-    assert not hub_cache.is_whole(cached)
+    shutil.rmtree(cached / "variables")
     assert_same(make(handle, tmp_path, HUB_INPUT)[0], native)
-    (cached / "variables/variables.index").unlink()
-    assert not hub_cache.is_whole(cached)
-    assert_same(make(handle, tmp_path, HUB_INPUT)[0], native)
+    assert hub_cache.is_whole(cached)
     (root / "features").unlink()
     assert_same(make(handle, tmp_path, HUB_INPUT)[0], native)
-    with pytest.raises(UserError, match="cannot be fetched from TensorFlow Hub"):
-        make(f"{address}/other", tmp_path)
+    assert not list((tmp_path / "downloads").glob("*features"))
+    monkeypatch.setattr(fetch, "ATTEMPTS", 1)
+    for wrong, reason in ((f"{address}/other", "answers 404"), ("http://127.0.0.1:9/x", "cannot be reached .*; try again when")):
+        with pytest.raises(UserError, match=reason):
+            make(wrong, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("saved_model.pb", None),
+        ("saved_model.pb", 0),
+        ("saved_model.pb", 2),
+        ("saved_model.pb", 500),
+        ("variables", None),
+        ("variables/variables.index", None),
+        ("variables/variables.index", 50),
+        ("variables/variables.data-00000-of-00001", None),
+        ("variables/variables.data-00000-of-00001", 100),
+    ],
+)
+def test_half_a_hub_module_is_not_whole(tmp_path: Path, name: str, left: int | None) -> None:
+    """``left`` bytes are left of it."""
+    for module, write in ((tmp_path / "v1", hub_module_v1), (tmp_path / "v2", saved_model)):
+        write(module)
+        assert hub_cache.is_whole(module)
+        broken = module / name
+        if left is not None:
+            broken.write_bytes(broken.read_bytes()[:left])
+        elif broken.is_dir():
+            shutil.rmtree(broken)
+        else:
+            broken.unlink()
+        assert not hub_cache.is_whole(module)
+
+
+def test_a_hub_module_of_constants_is_whole_without_variables(tmp_path: Path) -> None:
+    with tf.Graph().as_default(), tf.Session() as running:
+        image = tf.placeholder(tf.float32, [None, SIZE, SIZE, 3])
+        signature = tf.saved_model.predict_signature_def({"images": image}, {"default": tf.reduce_mean(image, [1, 2])})
+        builder = tf.saved_model.Builder(str(tmp_path / "module"))
+        builder.add_meta_graph_and_variables(running, [], {"default": signature})
+        builder.save()
+    shutil.rmtree(tmp_path / "module/variables", ignore_errors=True)
+    assert hub_cache.is_whole(tmp_path / "module")
+
+
+def test_a_hub_that_does_not_answer_or_has_no_module(tmp_path: Path, served: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    root, address = served
+    monkeypatch.setenv("TFHUB_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(fetch, "READ_SECONDS", 0.1)
+    monkeypatch.setattr(fetch, "ATTEMPTS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(UserError, match=r"did not answer within 0\.1 s"):
+        make(f"http://127.0.0.1:{silent.getsockname()[1]}/module", tmp_path)
+    (root / "page").write_text("<html>log in</html>")
+    with pytest.raises(UserError, match="/page brought no TensorFlow Hub module"):
+        make(f"{address}/page", tmp_path)
+    saved_model(tmp_path / "saved")
+    with tarfile.open(root / "half", "w:gz") as tar:
+        tar.add(tmp_path / "saved" / "saved_model.pb", "saved_model.pb")
+    with pytest.raises(UserError, match="/half brought a TensorFlow Hub module without its graph or all of its variables"):
+        make(f"{address}/half", tmp_path)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "from_hub"),
+    [
+        ("https://tfhub.dev/google/imagenet/mobilenet_v2_100_224/feature_vector/5", True),
+        ("https://tfhub.dev/google/imagenet/x/5.tar.gz", True),
+        ("https://www.kaggle.com/models/google/x/1.tar.gz", True),
+        ("https://storage.googleapis.com/tfhub-modules/google/imagenet/x/5.tar.gz", True),
+        ("https://example.org/x.tar.gz?tf-hub-format=compressed", True),
+        ("gs://bucket/x.tar.gz", True),
+        ("https://example.org/x.tar.gz", False),
+        ("x.tar.gz", False),
+        ("http://[bad", False),
+    ],
+)
+def test_addresses_of_hub_modules(model: str, from_hub: bool) -> None:
+    assert backbones._is_from_hub(model) == from_hub
 
 
 def test_a_lock_of_a_dead_download_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import hashlib
-    import socket
     import subprocess
     import sys
 
     monkeypatch.setenv("TFHUB_CACHE_DIR", str(tmp_path))
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    lock = tmp_path / f"{hashlib.sha1(b'http://x/y').hexdigest()}.lock"
+    lock = hub_cache.place("http://x/y").with_suffix(".lock")
     for pid, stays in ((ended.pid, False), (os.getpid(), True)):
         lock.write_text(f"{socket.gethostname()}.{pid}.abcdef")
         hub_cache.remove_stale_lock("http://x/y")
         assert lock.exists() == stays
 
 
-def test_an_archive_from_an_address_is_pinned_on_first_use(tmp_path: Path, served: tuple[Path, str]) -> None:
+@pytest.mark.parametrize("name", ["features.tar.gz", "features"], ids=["address", "handle"])
+def test_what_was_fetched_is_pinned_on_first_use(
+    tmp_path: Path, served: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    root, address = served
+    monkeypatch.setenv("TFHUB_CACHE_DIR", str(tmp_path / "cache"))
+    native = saved_model(tmp_path / "saved")
+    model, archive = f"{address}/{name}", root / name
+
+    archive.write_text("<html>log in</html>")  # is pinned to nobody's loss: it is no model
+    with pytest.raises(UserError, match="is no archive that can be unpacked"):
+        make(model, tmp_path, HUB_INPUT)
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(tmp_path / "saved", "features")
+    folder, _ = make(model, tmp_path, HUB_INPUT)
+    assert_same(folder, native)
+    first = backbones.load(folder).weights_sha256
+    assert first == (files.sha256_file(archive) if name.endswith("gz") else files.sha256_folder(tmp_path / "saved"))
+
+    (tmp_path / "saved/assets").mkdir(exist_ok=True)
+    (tmp_path / "saved/assets/other.txt").write_text("another version")
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(tmp_path / "saved", "features")
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    with pytest.raises(UserError, match=f"is not what it was: .* and was {first} .* remove .*sha256 and run again") as error:
+        make(model, tmp_path, HUB_INPUT)
+    Path(str(error.value).split("remove ")[1].removesuffix(" and run again")).unlink()
+    assert_same(make(model, tmp_path, HUB_INPUT)[0], native)
+
+
+def test_a_hub_module_by_the_address_of_its_archive_takes_values_from_0_to_1(tmp_path: Path, served: tuple[Path, str]) -> None:
     root, address = served
     native = saved_model(tmp_path / "saved")
-    with tarfile.open(root / "features.tar.gz", "w:gz") as tar:
-        tar.add(tmp_path / "saved", "features")
-    folder, _ = make(f"{address}/features.tar.gz", tmp_path, HUB_INPUT)
-    assert_same(folder, native)
-    assert backbones.load(folder).weights_sha256 == files.sha256_file(root / "features.tar.gz")
-    with tarfile.open(root / "features.tar.gz", "w:gz") as tar:
-        tar.add(tmp_path / "saved" / "saved_model.pb", "features/saved_model.pb")
-    with pytest.raises(UserError, match="it is damaged or was replaced"):
-        make(f"{address}/features.tar.gz", tmp_path, HUB_INPUT)
+    with tarfile.open(root / "module.tar.gz", "w:gz") as tar:
+        tar.add(tmp_path / "saved", ".")
+    assert_same(make(f"{address}/module.tar.gz?tf-hub-format=compressed", tmp_path)[0], native)
 
 
 # --- Keras -------------------------------------------------------------------------------------------------------------
@@ -511,6 +612,8 @@ def test_the_larger_lite_networks(name: str, size: int, blocks: int, tmp_path: P
 def test_an_unknown_model_gets_the_known_names() -> None:
     with pytest.raises(UserError, match="model = 'resnet' is neither a known name .* efficientnet-lite0, efficientnet-lite1"):
         backbones.identify("resnet")
+    with pytest.raises(UserError, match=r"model = 'http://\[bad' is neither a known name .* http\(s\) address"):
+        backbones.identify("http://[bad")
 
 
 @pytest.mark.parametrize(

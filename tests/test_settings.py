@@ -32,9 +32,9 @@ def test_profile_beats_luigi_cfg_beats_default(inside: Project) -> None:
     get_config().set("Export", "seed", "7")
     inside.profile("mine", "[Export]\nlearning-rate = 0.5\n")
     mine, other = Export(data="mine"), Export(data="other")
-    assert (mine.learning_rate, mine.seed, mine.train_batch_size) == (0.5, 7, 100)
-    assert (other.learning_rate, other.seed) == (0.2, 7)
-    assert Export(data="mine", learning_rate=0.9).learning_rate == 0.9
+    assert (mine.learning_rate, mine.seed, mine.train_batch_size) == ((0.5,), 7, 100)
+    assert (other.learning_rate, other.seed) == ((0.2,), 7)
+    assert Export(data="mine", learning_rate=0.9).learning_rate == (0.9,)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,12 @@ def test_profile_beats_luigi_cfg_beats_default(inside: Project) -> None:
         ("[images]\nbytes = many\n", "bytes = 'many' .* a whole number is wanted"),
         ("learning_rate = 1\n", r"begins without a section; put \[Export\] above the settings"),
         ("[images]\nurl = 100%\n", "a % is written %%"),
-        ("[Export]\nlearning_rate = fast\n", "learning_rate = fast: a number from 1e-09 to 1000 is allowed"),
+        (
+            "[Export]\nlearning_rate = fast\n",
+            "learning_rate = fast: a number from 1e-09 to 1000, or several with commas between, is allowed",
+        ),
+        ("[Export]\nweight_decay = 0.1,0.1\n", "weight_decay = 0.1,0.1: a number from 0 to 1000, or several"),
+        ("[Export]\noptimizer = rmsprop\n", "optimizer = rmsprop: sgd, momentum or adam is allowed"),
         ("[Export]\nhow_many_training_steps = 0\n", "how_many_training_steps = 0: a whole number from 1 to"),
         ("[Export]\nhow_many_training_steps = 1e3\n", "how_many_training_steps = 1e3: a whole number"),
         ("[Export]\nallow_fallback = maybe\n", "allow_fallback = maybe: true or false is allowed"),
@@ -75,6 +80,37 @@ def test_what_luigi_cfg_sets_in_vain_is_an_error(inside: Project, section: str, 
     get_config().set(section, key, "1")
     with pytest.raises(UserError, match=message):
         Export(data="mine").check()
+
+
+def test_several_numbers_are_written_with_commas(inside: Project) -> None:
+    inside.profile("mine", "[Export]\nweight_decay = 0.1,0.01\n")
+    task = Export(data="mine", learning_rate=[0.5, 0.25])
+    assert (task.weight_decay, task.learning_rate) == ((0.1, 0.01), (0.5, 0.25))
+    assert {name: task.to_str_params()[name] for name in ("weight_decay", "learning_rate")} == {
+        "weight_decay": "0.1,0.01",
+        "learning_rate": "0.5,0.25",
+    }
+
+
+def test_what_can_be_chosen_is_what_the_library_knows() -> None:
+    """The tasks name the choices once more, since they may not import TensorFlow."""
+    from pipeline import final_layer, images, network, optimizers
+
+    known = {
+        "precision": network.PRECISIONS,
+        "average_views": images.AVERAGES,
+        "optimizer": optimizers.OPTIMIZERS,
+        "schedule": optimizers.SCHEDULES,
+        "class_weights": final_layer.CLASS_WEIGHTS,
+    }
+    parameters = dict(Export.get_params())
+    for name, values in known.items():
+        for value in (*values, "another"):
+            if value in values:
+                parameters[name].check(name, value)
+            else:
+                with pytest.raises(UserError, match="is allowed"):
+                    parameters[name].check(name, value)
 
 
 def test_values_given_in_python_are_checked_too(inside: Project) -> None:

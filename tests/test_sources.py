@@ -30,5 +30,5 @@ def test_a_fallback_is_noted_for_some_hours(tmp_path: Path) -> None:
 def test_drawing_appears_whole(tmp_path: Path) -> None:
     seen: list[int] = []
     sources.draw(tmp_path / "data" / "x", 1, 1, lambda done, total: seen.append((tmp_path / "data" / "x").exists()))
-    assert seen == [False] * 5
+    assert seen == [False] * 6  # once before, and once for each of five pictures
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["x"]

@@ -61,7 +61,7 @@ def test_the_first_run_prints_what_came_out(finished: Project) -> None:
 
 def test_the_output_is_quiet(finished: Project) -> None:
     lines = finished.first_output.stderr.splitlines()  # type: ignore[attr-defined]
-    known = ("settings: ", "warning: colours: ", "colours: ", "bottlenecks: ")
+    known = ("settings: ", "warning: colours: ", "colours: ", "bottlenecks of 30 photos: ")
     assert [line for line in lines if not line.startswith(known)] == []
     assert sum(line.startswith("settings: ") for line in lines) == 1
     assert "learning_rate = 0.03" in lines[0]
@@ -116,7 +116,7 @@ def test_an_edited_photo_is_computed_again_and_nothing_else(copy_of_finished: Pr
     shutil.copy(copy_of_finished.root / "fresh/red/000.png", copy_of_finished.root / "data/colours/red/003.png")
     done = copy_of_finished.export("--data", "colours", *FEW_STEPS)
     assert done.returncode == 0, done.stderr
-    assert "bottlenecks: 29 from the cache, 1 computed" in done.stderr
+    assert "bottlenecks of 30 photos: 29 from the cache, 1 computed" in done.stderr
     assert copy_of_finished.live("colours").name.startswith("0002-")
     (newest,) = [manifest(folder) for folder in copy_of_finished.runs("ComputeBottlenecks") if manifest(folder)["computed"] == 1]
     assert newest["cached"] == 29
@@ -165,9 +165,29 @@ def test_a_vector_cut_short_is_found_and_made_again(copy_of_finished: Project) -
     shutil.rmtree(copy_of_finished.root / "exports")
     done = copy_of_finished.export("--data", "colours", *FEW_STEPS)
     assert done.returncode == 0, done.stderr
-    assert "28 from the cache, 2 computed, 2 of them anew because their file was damaged" in done.stderr
+    assert "bottlenecks of 30 photos: 28 from the cache, 2 computed" in done.stderr
+    assert "warning: the vectors of 2 photos were damaged on disk and made again: " in done.stderr
     assert {path: path.read_bytes() for path in vector_files(copy_of_finished)} == whole
     assert exported_bytes(copy_of_finished, "colours") == before
+
+
+def test_distorted_views_are_trained_on_and_cached(copy_of_finished: Project) -> None:
+    """Three views of each training photo; the photos' own vectors are those that were there, and a rerun computes nothing."""
+    project = copy_of_finished
+    before = vector_files(project)
+    distorted = ("--flip-left-right", "true", "--random-crop", "10", "--distorted-views", "3", "--average-views", "none")
+    done = project.export("--data", "colours", *FEW_STEPS, *distorted)
+    assert done.returncode == 0, done.stderr
+    assert "bottlenecks of 30 photos: 30 from the cache, 0 computed" in done.stderr
+    views = 3 * manifest(project.live("colours"))["splits"]["training"]
+    assert f"bottlenecks of {views} views: 0 from the cache, {views} computed" in done.stderr
+    assert len(vector_files(project)) == len(before) + views
+    assert manifest(project.live("colours"))["photos"] == 30
+    again = project.export("--data", "colours", *FEW_STEPS, *distorted, "--learning-rate", "0.01")
+    assert again.returncode == 0, again.stderr
+    assert "bottlenecks" not in again.stderr
+    fewer = project.export("--data", "colours", *FEW_STEPS, *distorted, "--distorted-views", "2", "--random-crop", "10")
+    assert f"bottlenecks of {2 * views // 3} views: {2 * views // 3} from the cache, 0 computed" in fewer.stderr
 
 
 def test_a_profiles_value_reaches_the_training_and_not_another_data_sets(project: Project) -> None:

@@ -7,10 +7,12 @@ dataclass) and, where they are known, ``classes.txt``. Whatever the model came a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +20,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from pipeline import console, files, images
+from pipeline import console, files
 from pipeline.backbones import labels
 from pipeline.backbones.catalogue import CATALOGUE, Archive, Package
 from pipeline.backbones.frozen import NOTHING_SAID, Description, Frozen
@@ -53,6 +55,8 @@ BATCH_TOLERANCE = 1e-3
 
 ARCHIVES = (".tgz", ".tar.gz", ".tar", ".zip")
 _MODEL_FILE = re.compile(r"\.(pb|tgz|tar\.gz|tar|zip|keras|h5|hdf5)$", re.IGNORECASE)
+_HUB = re.compile(r"//(www\.)?(tfhub\.dev|kaggle\.com)/|/tfhub-modules/|tf-hub-format=")
+"""The addresses at which there are TensorFlow Hub's modules and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Backbone:
         width: features in ``bottleneck:0``, float32 [batch, width].
         classes: of ``logits:0`` and ``softmax:0``, float32 [batch, classes]; 0 where the network has no classifier.
         graph_sha256: of ``graph.pb``.
-        weights_sha256: of the file that the weights came from; empty where it is not one file.
+        weights_sha256: of the file, or the Hub module's folder, that the weights came from; empty for another folder.
         source, licence: where it comes from, and under which terms, as far as known.
     """
 
@@ -80,11 +84,6 @@ class Backbone:
     weights_sha256: str
     source: str
     licence: str
-
-    def vectors_key(self) -> str:
-        """Names the folder of cached vectors: everything but the photo that decides their numbers."""
-        deciding = (self.graph_sha256, self.input_size, self.mean, self.std, images.PREPROCESSING_VERSION, "float32")
-        return f"{self.name}-{files.sha256_bytes(repr(deciding).encode())[:16]}"
 
 
 # --- Naming a model -----------------------------------------------------------------------------------------------------
@@ -135,12 +134,19 @@ def is_path(model: str) -> bool:
 
 
 def _is_address(model: str) -> bool:
-    return model.startswith(("http://", "https://"))
+    with contextlib.suppress(ValueError):  # http://[bad
+        return urlsplit(model).scheme in ("http", "https", "gs") and "://" in model
+    return False
 
 
 def _is_handle(model: str) -> bool:
-    """Whether ``model`` is for TensorFlow Hub to resolve: an address that does not end like a model's file."""
-    return _is_address(model) and not _MODEL_FILE.search(urlsplit(model).path)
+    """Whether ``model`` is for TensorFlow Hub to resolve: in Google's storage, or an address that does not end like a model's file."""
+    return _is_address(model) and (model.startswith("gs:") or not _MODEL_FILE.search(urlsplit(model).path))
+
+
+def _is_from_hub(model: str) -> bool:
+    """Whether ``model`` is known for a module of TensorFlow Hub by its address, so that Hub's conventions hold."""
+    return _is_handle(model) or (_is_address(model) and bool(_HUB.search(model)))
 
 
 def short_name(model: str) -> str:
@@ -180,10 +186,9 @@ def make(
         downloads.mkdir(parents=True, exist_ok=True)
         with files.locked(downloads / f".{files.sha256_bytes(source.encode())[:8]}.lock", waiting=console.note):
             path, sha256 = _obtain(str(kept) if is_path(model) else model, entry, downloads, report)
-            known = described.or_else(entry.description if entry else formats.HUB_RANGE if _is_handle(model) else NOTHING_SAID)
-            found = formats.read(path, known, downloads, member or (entry.member if entry else ""), called=model)
-            if path.parent == downloads:
-                path.unlink()  # what was fetched is in the backbone now; its pinned hash stays
+            known = described.or_else(entry.description if entry else formats.HUB_RANGE if _is_from_hub(model) else NOTHING_SAID)
+            with contextlib.nullcontext() if is_path(model) else _fetched(_address(model, entry), path, sha256, downloads):
+                found = formats.read(path, known, downloads, member or (entry.member if entry else ""), called=model)
         found.weights_sha256 = sha256 or found.weights_sha256
     # An archive that only has the name of a known one may be anybody's.
     is_known = entry is not None and (model in CATALOGUE or found.weights_sha256 == entry.sha256)
@@ -198,52 +203,107 @@ def _classic_archive(model: str) -> Archive | None:
 
 
 def _obtain(model: str, entry: Archive | None, downloads: Path, report: Report) -> tuple[Path, str]:
-    """Where the model lies on this machine, fetched if need be, and its sha256 if it is one file."""
-    if model in CATALOGUE and entry:
-        return _fetch(entry.source, downloads, entry.sha256, report)
-    if not _is_address(model):
+    """Where the model lies on this machine, fetched if need be, and its sha256 if it is one file or a Hub module."""
+    if is_path(model):
         path = Path(model).expanduser()
         return path, files.sha256_file(path) if path.is_file() else ""
     if _is_handle(model):
-        return _resolve(model, downloads), ""
-    return _fetch(model, downloads, "", report)
+        folder = _resolve(model, downloads, report)
+        return folder, files.sha256_folder(folder)
+    return _fetch(_address(model, entry), downloads, entry.sha256 if entry and model in CATALOGUE else "", report)
+
+
+def _address(model: str, entry: Archive | None) -> str:
+    """Where a model that is not on this machine is fetched."""
+    return entry.source if entry and model in CATALOGUE else model
+
+
+def _download_name(address: str) -> str:
+    return f"{files.sha256_bytes(address.encode())[:8]}-{urlsplit(address).path.rpartition('/')[2][-100:]}"
+
+
+@contextlib.contextmanager
+def _fetched(address: str, path: Path, sha256: str, downloads: Path) -> Iterator[None]:
+    """Around the reading of a model that was fetched to ``path``: it has to be what it was the first time.
+
+    Its hash is pinned once it proved to be a model, which the page of a network's log-in is not. A file is removed
+    afterwards: what is wanted of it is in the backbone. Raises UserError.
+    """
+    pin = downloads / f"{_download_name(address)}.sha256"
+    try:
+        pinned = pin.read_text().strip() if pin.is_file() else sha256
+        if sha256 != pinned:
+            raise UserError(
+                f"{address} is not what it was: its sha256 is {sha256}, and was {pinned} when it was first used; "
+                f"if you trust the new one, remove {pin} and run again"
+            )
+        yield
+        files.write_atomic(pin, f"{sha256}\n".encode())
+    finally:
+        if path.is_file():
+            path.unlink()
 
 
 def _fetch(url: str, downloads: Path, sha256: str, report: Report) -> tuple[Path, str]:
-    """Download a model. An unknown hash is pinned the first time; a later download has to be the same file."""
+    """Download a model or an archive of one; returns where it lies and its sha256."""
     from pipeline import fetch
 
-    name = f"{files.sha256_bytes(url.encode())[:8]}-{urlsplit(url).path.rpartition('/')[2]}"
-    pin = downloads / f"{name}.sha256"
-    wanted = sha256 or (pin.read_text().strip() if pin.is_file() else "")
-    found = fetch.download(url, downloads / name, sha256=wanted, report=report)
-    files.write_atomic(pin, f"{found}\n".encode())
-    return downloads / name, found
+    path = downloads / _download_name(url)
+    try:
+        return path, fetch.download(url, path, sha256=sha256, report=report)
+    except fetch.Unreachable as error:
+        raise UserError(f"{url} cannot be fetched: {error}; try again when the network is back, or name a copy on this machine") from None
 
 
-def _resolve(handle: str, downloads: Path) -> Path:
-    """A TensorFlow Hub handle → the folder of its module in Hub's cache, fetched again where it is half there."""
+def _resolve(handle: str, downloads: Path, report: Report) -> Path:
+    """A TensorFlow Hub handle → the folder of its module in Hub's cache.
+
+    Hub's own download has no time-out, no limit and does not resume, and it takes half a module for a whole one. So a
+    module that is not whole is fetched into its place beforehand. Raises UserError.
+    """
     import warnings
 
-    os.environ.setdefault("TFHUB_CACHE_DIR", str(downloads / "hub"))
+    from pipeline.backbones import hub_cache
+    from pipeline.tensorflow_v1 import tf  # before Hub, which would let TensorFlow chatter
+
+    os.environ["TFHUB_CACHE_DIR"] = os.environ.get("TFHUB_CACHE_DIR") or str(downloads / "hub")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pkg_resources is deprecated; setup.cfg pins the setuptools that has it
         import tensorflow_hub as hub
+
+    if not hub_cache.is_whole(hub_cache.place(handle)):
+        hub_cache.remove(hub_cache.place(handle))
+        if not handle.startswith("gs:"):
+            _fetch_module(handle, downloads, report)
+    hub_cache.remove_stale_lock(handle)
+    try:
+        folder = Path(hub.resolve(handle))
+    except (OSError, ValueError, RuntimeError, tf.errors.OpError) as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{handle} cannot be fetched from TensorFlow Hub ({reason}); check the handle and the network, or name a local folder"
+        ) from None
+    if not folder.is_dir():
+        raise UserError(f"{handle} is a folder in Google's storage, which is not read from here; copy it to this machine and name the copy")
+    return folder
+
+
+def _fetch_module(handle: str, downloads: Path, report: Report) -> None:
+    """Fetch a module into its place in Hub's cache."""
+    from pipeline import fetch
     from pipeline.backbones import hub_cache
 
-    hub_cache.remove_stale_lock(handle)
-    for again in (True, False):
-        try:
-            folder = Path(hub.resolve(handle))
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-            raise UserError(
-                f"{handle} cannot be fetched from TensorFlow Hub ({reason}); check the handle and the network, or name a local folder"
-            ) from None
-        if hub_cache.is_whole(folder) or not again:
-            break
-        hub_cache.remove(folder)
-    return folder
+    archive, _ = _fetch(hub_cache.archive_of(handle), downloads, "", report)
+    module = hub_cache.place(handle)
+    try:
+        fetch.unpack(archive, module)
+    except UserError as error:
+        raise UserError(f"{handle} brought no TensorFlow Hub module: {error}") from None
+    finally:
+        archive.unlink()
+    if not hub_cache.is_whole(module):
+        hub_cache.remove(module)
+        raise UserError(f"{handle} brought a TensorFlow Hub module without its graph or all of its variables; check the handle")
 
 
 def _from_package(package: Package) -> Frozen:

@@ -1,0 +1,96 @@
+"""Training on cached vectors: the classic pattern, which reads text files, against ``final_layer.train``.
+
+The classic side makes a twentieth of the steps, and the two are compared by the step.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from benchmarks import measuring
+from benchmarks.measuring import CLASSIC, Cost
+from pipeline import dataset
+from pipeline.console import say
+from pipeline.dataset import Photo
+
+CLASSIC_SHARE = 20
+"""The classic side makes one step where the pipeline makes so many."""
+
+
+def run(photos: Sequence[Photo], folder: Path, backbone: Path, work: Path, rounds: int, steps: int, seed: int) -> None:
+    """Compute the photos' vectors once, let the sides train on them in turns, and print what it took."""
+    split = dataset.split(photos, testing_percentage=10, validation_percentage=10, seed=seed)
+    steps_of = {CLASSIC: max(1, steps // CLASSIC_SHARE), "pipeline": steps}
+    say(f"training: {len(photos)} vectors of {len(dataset.labels_of(photos))} classes, batches of 100; the pipeline as by default")
+    say(f"steps: {', '.join(f'{name} {count}' for name, count in steps_of.items())}; below, each by the step")
+    with ExitStack() as open_processes:
+        process = {name: open_processes.enter_context(measuring.own_process()) for name in steps_of}
+        process["pipeline"].submit(_write_vectors, split, folder, backbone, work).result()
+        side = {CLASSIC: _train_classic, "pipeline": _train_ours}
+
+        def one_pass(name: str, count: int = 0) -> Cost:
+            return process[name].submit(side[name], work, work / name, count or steps_of[name], seed).result()
+
+        for name in steps_of:
+            one_pass(name, 10)
+        before = measuring.gemm_gflops()
+        costs = measuring.take_turns({name: functools.partial(one_pass, name) for name in steps_of}, rounds, seed, "step")
+        gemm = before, measuring.gemm_gflops()
+    say(measuring.contention(costs["pipeline"], 1, gemm))
+    for name, count in steps_of.items():
+        size = event_bytes(work / name)
+        say(f"{name}: {size / 1e6:.2f} MB of event files in {count} steps, {size / count / 1000:.2f} KB a step")
+
+
+def event_bytes(folder: Path) -> int:
+    """The size of the event files that a training left."""
+    return sum(path.stat().st_size for path in folder.rglob("*tfevents*"))
+
+
+# --- What runs in the process of a side ---------------------------------------------------------------------------------
+
+
+def _write_vectors(photos: Sequence[Photo], folder: Path, backbone: Path, work: Path) -> None:
+    """The same vectors for both: packed, and as text."""
+    from benchmarks import classic
+    from benchmarks.bottlenecks import Pipeline
+
+    side = Pipeline(backbone)
+    side.fill(photos, folder, work / "packed")
+    for photo, vector in zip(photos, side.read(photos, work / "packed")):
+        classic.write_text(classic.text_path(work / "text", photo), vector)
+
+
+def _train_ours(work: Path, out: Path, steps: int, seed: int) -> Cost:
+    from pipeline import final_layer
+
+    shutil.rmtree(out, ignore_errors=True)
+    options = final_layer.Options(  # the defaults of the task TrainFinalLayer
+        how_many_training_steps=steps,
+        train_batch_size=100,
+        learning_rate=(0.03,),
+        weight_decay=(0.001, 0.003, 0.01),
+        eval_step_interval=50,
+        checkpoint_interval=200,
+        seed=seed,
+    )
+    return measuring.cost(lambda: final_layer.train(out, work / "packed", options), steps)
+
+
+def _train_classic(work: Path, out: Path, steps: int, seed: int) -> Cost:
+    from benchmarks import classic
+    from pipeline import bottlenecks
+
+    shutil.rmtree(out, ignore_errors=True)
+    photos = dataset.read_photos(work / "packed" / bottlenecks.INDEX)
+    labels = dataset.labels_of(photos)
+    texts = {
+        split: [(classic.text_path(work / "text", photo), labels.index(photo.label)) for photo in photos if photo.split == split]
+        for split in dataset.SPLITS
+    }
+    training, validation = texts[dataset.TRAINING], texts[dataset.VALIDATION]
+    return measuring.cost(lambda: classic.train(training, validation, len(labels), out, steps, seed), steps)

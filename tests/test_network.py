@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_photos
+
+from pipeline import backbones, images, network
+from pipeline.errors import BadImage, UserError
+from pipeline.images import Distortions
+from pipeline.machine import computes_bfloat16
+from pipeline.tensorflow_v1 import session, tf
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    folder = tmp_path_factory.mktemp("pictures")
+    make_photos(folder, 3, size=80)
+    return [path.read_bytes() for path in sorted(folder.rglob("*.png"))]
+
+
+def relative(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.linalg.norm(one - other) / np.linalg.norm(other))
+
+
+def test_the_same_bytes_from_any_number_of_threads(backbone_folder: Path, pictures: list[bytes]) -> None:
+    loaded = network.load(backbone_folder)
+    alone = [loaded(data).tobytes() for data in pictures]
+    with ThreadPoolExecutor(8) as pool:
+        assert [vector.tobytes() for vector in pool.map(loaded, pictures)] == alone
+
+
+def test_what_meets_in_batches_comes_apart_again(backbone_folder: Path, pictures: list[bytes]) -> None:
+    """As on a GPU: each thread gets the vector of its own photo, to the rounding of a larger batch, and its own error."""
+    single, batched = network.load(backbone_folder), network.load(backbone_folder, batch=4)
+    assert batched.threads == 8
+    with ThreadPoolExecutor(batched.threads) as pool:
+        broken = pool.submit(batched, pictures[0][:200])
+        together = list(pool.map(batched, pictures))
+        with pytest.raises(BadImage, match="cannot be decoded"):
+            broken.result()
+    for data, vector in zip(pictures, together):
+        assert relative(vector, single(data)) < 1e-5
+
+
+def test_a_photo_that_fails_only_when_decoded_has_a_reason(backbone_folder: Path, pictures: list[bytes]) -> None:
+    data = bytearray(pictures[0])
+    data[200:400] = bytes(200)
+    with pytest.raises(BadImage, match="cannot be decoded") as failure:
+        network.load(backbone_folder)(bytes(data))
+    assert "\n" not in str(failure.value)
+
+
+def test_an_undistorted_view_is_the_photo(backbone_folder: Path, pictures: list[bytes]) -> None:
+    """Two resizing ops agree to a rounding error."""
+    loaded = network.load(backbone_folder)
+    unchanged = images.NO_DISTORTIONS.drawn("", 1, 0)
+    assert relative(loaded(pictures[0], unchanged), loaded(pictures[0])) < 1e-4
+    assert relative(loaded(pictures[0], Distortions(random_crop=50).drawn("", 1, 0)), loaded(pictures[0])) > 0.05
+
+
+@pytest.mark.parametrize(("average", "count"), [("mirror", 2), ("mirror+crops", 10)])
+def test_a_mean_of_looks_is_the_mean_of_their_vectors(backbone_folder: Path, pictures: list[bytes], average: str, count: int) -> None:
+    backbone = backbones.load(backbone_folder)
+    with tf.Graph().as_default():
+        encoded = tf.placeholder(tf.string, [])
+        looks, found = images.looks(images.decode_and_resize(encoded, backbone.input_size)[tf.newaxis], average)
+        graph = backbones.load_graph(backbone_folder, backbones.BOTTLENECK)
+        normalised = images.normalise(looks, backbone.mean, backbone.std)
+        (vectors,) = tf.import_graph_def(graph, {backbones.INPUT: normalised}, [backbones.BOTTLENECK], name="")
+        with session(threads=1) as running:
+            each = running.run(vectors, {encoded: pictures[0]})
+    assert found == len(each) == count
+    assert relative(network.load(backbone_folder, average=average)(pictures[0]), each.mean(axis=0)) < 1e-5
+    assert relative(each[0], network.load(backbone_folder)(pictures[0])) < 1e-5
+
+
+def test_precisions(backbone_folder: Path, pictures: list[bytes]) -> None:
+    """Where the CPU has it, bfloat16 keeps the direction of a vector; elsewhere it is refused."""
+    if not computes_bfloat16():
+        with pytest.raises(UserError, match="precision = bfloat16: this CPU has no avx512_bf16 or amx_bf16"):
+            network.load(backbone_folder, precision="bfloat16")
+        return
+    exact = network.load(backbone_folder)(pictures[0])
+    rounded = network.load(backbone_folder, precision="bfloat16")(pictures[0])
+    assert rounded.dtype == np.float32
+    assert 1e-4 < relative(rounded, exact) < 0.2
+
+
+def test_float16_is_for_gpus(backbone_folder: Path) -> None:
+    if not tf.config.list_physical_devices("GPU"):
+        with pytest.raises(UserError, match="precision = float16: there is no GPU; take float32, or bfloat16"):
+            network.load(backbone_folder, precision="float16")
