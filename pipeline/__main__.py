@@ -50,12 +50,14 @@ def _parser() -> argparse.ArgumentParser:
 
     classify = verbs.add_parser("classify", help="name photos with the classes that a pretrained model was trained on")
     classify.add_argument("--model", default="efficientnet-lite0", metavar="NAME|PATH|URL|HANDLE", help="(default: efficientnet-lite0)")
+    _describes_model(classify)
     _takes_photos(classify, _classify)
 
     models = verbs.add_parser("models", help="the pretrained models").add_subparsers(dest="models_verb", required=True, metavar="VERB")
     models.add_parser("list", help="those that are known by name").set_defaults(run=_list_models)
     graph = models.add_parser("graph", help="write a model's graph for TensorBoard")
     graph.add_argument("model", metavar="NAME|PATH|URL|HANDLE")
+    _describes_model(graph)
     graph.set_defaults(run=_write_graph)
 
     cache = verbs.add_parser("cache", help="the vectors of all photos").add_subparsers(dest="cache_verb", required=True, metavar="VERB")
@@ -65,6 +67,20 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument("--delete", action="store_true", help="and remove them; without it nothing is changed")
     prune.set_defaults(run=_prune_cache)
     return parser
+
+
+def _describes_model(parser: argparse.ArgumentParser) -> None:
+    """The parameters of the task DownloadModel that say of a model what it does not say itself."""
+    said = {
+        "input": "tensor that takes the images",
+        "bottleneck": "tensor or layer with the features",
+        "logits": "tensor with the logits of its classes",
+        "size": "pixels a side",
+        "mean": "pixels are normalised by (x - mean) / std",
+        "std": "see there",
+    }
+    for name, what in said.items():
+        parser.add_argument(f"--model-{name}", metavar=name.upper(), help=f"{what}, where the model does not say it")
 
 
 def _takes_photos(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:
@@ -91,7 +107,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _classify(options: argparse.Namespace) -> int:
-    folder = _backbone(options.model)
+    folder = _backbone(options)
 
     def load() -> Classifier:
         from pipeline.predict import load_pretrained
@@ -120,14 +136,21 @@ def _name_photos(options: argparse.Namespace, load: Callable[[], Classifier]) ->
     return FAILED if failed else 0
 
 
-def _backbone(model: str) -> Path:
+def _backbone(options: argparse.Namespace) -> Path:
     """The folder of a backbone, made where it is not there yet, in a process of its own as in a training."""
     import luigi
 
-    from pipeline import backbones
+    from pipeline import backbones, settings
     from pipeline.tasks import DownloadModel, absolute_model
 
-    task = DownloadModel(model=absolute_model(model), model_identity=backbones.identify(model))
+    described = {
+        name: parameter.parse(getattr(options, name))
+        for name, parameter in DownloadModel.get_params()
+        if name not in ("model", "model_identity") and getattr(options, name, None) is not None
+    }
+    identity = backbones.identify(options.model)
+    task = DownloadModel(model=absolute_model(options.model), model_identity=identity, **described)
+    settings.check_parameters(task)
     if not task.complete() and not luigi.build([task], local_scheduler=True):
         raise SystemExit(FAILED)  # the task has said why
     return task.folder
@@ -138,7 +161,8 @@ def _list_models(_: argparse.Namespace) -> int:
 
     console.say(f"{'name':<36}{'MB':>6}{'input':>7}{'width':>7}{'top-1 %':>9}  licence     source")
     for name, entry in CATALOGUE.items():
-        figures = f"{entry.megabytes:>6.1f}{entry.description.size:>7}{entry.width:>7}{entry.top1:>9.1f}"
+        megabytes, top1 = (f"{figure:.1f}" if figure else "?" for figure in (entry.megabytes, entry.top1))
+        figures = f"{megabytes:>6}{entry.description.size:>7}{entry.width:>7}{top1:>9}"
         console.say(f"{name:<36}{figures}  {entry.licence:<12}{entry.source}")
     return 0
 
@@ -146,7 +170,7 @@ def _list_models(_: argparse.Namespace) -> int:
 def _write_graph(options: argparse.Namespace) -> int:
     from pipeline import backbones, settings
 
-    folder = _backbone(options.model)
+    folder = _backbone(options)
     logdir = settings.paths().store / "graphs" / folder.name
     backbones.write_graph_summary(folder, logdir)
     console.say(f"look at it with: tensorboard --logdir {logdir}")

@@ -11,3 +11,11 @@ class DataMissing(UserError):
 
 class BadImage(Exception):
     """One photo cannot be used. The message is the reason, as it stands in ``skipped.csv``."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, short enough to stand in a line of ours."""
+    # Before what happened, TensorFlow tells where the node was made, and ends that with its name.
+    before, _, after = str(error).rpartition("\nNode: ")
+    text = after.partition("\n")[2] if before else after
+    return next((line.strip()[:200] for line in text.splitlines() if line.strip()), type(error).__name__)

@@ -148,7 +148,7 @@ class IndexImages(Artifact):
 class DownloadModel(Artifact):
     """A backbone: frozen graph, checkpoint and description."""
 
-    VERSION = "1"
+    VERSION = "2"
 
     model = luigi.Parameter(
         default="efficientnet-lite0",

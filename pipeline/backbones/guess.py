@@ -1,0 +1,251 @@
+"""What a model does not say of itself is guessed from its graph: where images go in, where its features are, their range."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.backbones import allowed_ops
+from pipeline.backbones.graphs import Wiring, dimensions, node_of, tensor_name
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.backbones.frozen import Frozen
+    from pipeline.tensorflow_v1 import tf
+
+_RESHAPING = ("Identity", "IdentityN", "Reshape", "Squeeze", "ExpandDims", "StopGradient", "Snapshot")
+_SOFTMAX = ("Softmax", "LogSoftmax", "Sigmoid")
+_BEHIND_LOGITS = (*_RESHAPING, *_SOFTMAX, "BiasAdd", "Add", "AddV2", "Cast", "ArgMax", "Dequantize", "FakeQuantWithMinMaxVars")
+_IN_A_HEAD = (
+    *_BEHIND_LOGITS,
+    *("Mul", "Sub", "RealDiv", "Relu", "Relu6", "LeakyRelu", "Elu", "Selu", "Tanh", "Softplus", "Maximum", "Minimum"),
+    *("Select", "SelectV2", "FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3", "BatchNormWithGlobalNormalization"),
+)
+
+
+def completed(frozen: Frozen) -> Frozen:
+    """Guess what the description leaves open, and note each guess.
+
+    Raises UserError for a tensor that is not in the graph, with the likely ones, or where nothing can be guessed.
+    """
+    wiring, given, guessed = Wiring(frozen.graph), frozen.description, list(frozen.guessed)
+    for what, name in (("input", given.input), ("bottleneck", given.bottleneck), ("logits", given.logits)):
+        if name and node_of(name) not in wiring.nodes:
+            likely = ", ".join(_likely(wiring, what, name))
+            raise UserError(f"model_{what} = {name!r} is not in the model's graph; likely are: {likely}")
+    if not given.input:
+        given = replace(given, input=tensor_name(_guess_input(wiring)))
+        guessed.append(f"model_input = {given.input}")
+    wiring.start_at(node_of(given.input))
+    if not given.bottleneck:
+        cut, others = _guess_cut(wiring)
+        given = replace(given, bottleneck=tensor_name(cut.bottleneck))
+        guessed.append(f"model_bottleneck = {given.bottleneck}" + (f" (and not {', '.join(others)})" if others else ""))
+        if cut.end and not given.logits:
+            given = replace(given, logits=tensor_name(_before_softmax(wiring, cut.end)))
+            guessed.append(f"model_logits = {given.logits}")
+    if given.logits:
+        before = _before_softmax(wiring, node_of(given.logits))
+        given = given if before == node_of(given.logits) else replace(given, logits=tensor_name(before))
+    if not given.size:
+        size = _size_of(wiring.nodes[node_of(given.input)])
+        if not size:
+            raise UserError("the model's graph does not say its input size; say it with model_size = PIXELS")
+        given = replace(given, size=size)
+        guessed.append(f"model_size = {size}")
+    if given.mean is None or given.std is None:
+        mean, std, why = _guess_range(wiring, wiring.nodes[node_of(given.input)])
+        given = replace(given, mean=mean if given.mean is None else given.mean, std=std if given.std is None else given.std)
+        guessed.append(f"model_mean = {given.mean:g}, model_std = {given.std:g} ({why})")
+    given = replace(given, input=tensor_name(given.input), bottleneck=tensor_name(given.bottleneck), logits=tensor_name(given.logits))
+    return replace(frozen, description=given, guessed=guessed)
+
+
+def _likely(wiring: Wiring, what: str, name: str) -> list[str]:
+    wanted = {
+        "input": ("Placeholder",),
+        "bottleneck": ("Mean", "AvgPool", "MaxPool", "Max", "Squeeze", "Reshape"),
+        "logits": ("BiasAdd", "MatMul", "Reshape", "Softmax"),
+    }
+    near = difflib.get_close_matches(node_of(name), wiring.nodes, 3)
+    by_kind = [node.name for node in wiring.nodes.values() if node.op in wanted[what]][-4:]
+    return [f"{node}:0" for node in dict.fromkeys([*near, *by_kind])] or ["none"]
+
+
+# --- The input ----------------------------------------------------------------------------------------------------------
+
+
+def _guess_input(wiring: Wiring) -> str:
+    """The placeholder of images: numbers in four dimensions, or in a shape that is not said, which a network works on."""
+    placeholders = [node for node in wiring.nodes.values() if node.op in ("Placeholder", "PlaceholderWithDefault")]
+    images = [node.name for node in placeholders if is_image(node)]
+    if not images and len(placeholders) == 1 and not dimensions(placeholders[0]):
+        return placeholders[0].name  # TensorFlow before 1.1 wrote a shape that is not known like that of a single number
+    if len(images) > 1:
+        images = [name for name in images if any(_is_layer(wiring, wiring.nodes[one]) for one in wiring.after(name))] or images
+    if len(images) != 1:
+        among = ", ".join(images or [node.name for node in placeholders]) or "no placeholders"
+        raise UserError(f"the model's input cannot be guessed among {among}; say it with model_input = TENSOR")
+    return images[0]
+
+
+def is_image(node: tf.NodeDef) -> bool:
+    """Whether a placeholder can take images."""
+    from pipeline.tensorflow_v1 import tf
+
+    shape = dimensions(node)
+    kind = tf.as_dtype(node.attr["dtype"].type)
+    return (kind.is_floating or kind.is_integer) and (shape is None or (len(shape) == 4 and shape[3] in (-1, 3)))
+
+
+def _is_layer(wiring: Wiring, node: tf.NodeDef) -> bool:
+    return node.op in ("Conv2D", "DepthwiseConv2dNative") or _is_dense(wiring, node) or _is_pooling(wiring, node)
+
+
+def _size_of(node: tf.NodeDef) -> int:
+    shape = dimensions(node)
+    return shape[1] if shape and len(shape) == 4 and shape[1] == shape[2] and shape[1] > 0 else 0
+
+
+# --- The bottleneck -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A node with features, and the end of the classifier behind it if there is one."""
+
+    bottleneck: str
+    end: str = ""
+
+
+def _guess_cut(wiring: Wiring) -> tuple[_Cut, list[str]]:
+    """Where to cut, and the other bottlenecks that could be meant: of several heads, that of the deepest one is taken."""
+    network = wiring.reached - _beside_the_network(wiring)
+    ends = [name for name in wiring.nodes if name in network and not network.intersection(wiring.users.get(name, ()))]
+    cuts = [cut for end in ends if (cut := _cut_before(wiring, end))]
+    if not cuts:
+        raise UserError(
+            "the model's bottleneck cannot be guessed: there is no pooling or dense layer at its end; say it with model_bottleneck = TENSOR"
+        )
+    features = {cut: wiring.back(cut.bottleneck, lambda node: node.op in _RESHAPING)[-1] for cut in cuts}
+    best = max(cuts, key=lambda cut: (len(wiring.before_all(features[cut])), bool(cut.end)))
+    return best, list(dict.fromkeys(cut.bottleneck for cut in cuts if features[cut] != features[best]))
+
+
+def _beside_the_network(wiring: Wiring) -> set[str]:
+    """What a training adds to a network: what depends on labels, or does more than compute."""
+    making_the_image = wiring.before_all(wiring.start)
+    found: set[str] = set()
+    for node in wiring.nodes.values():
+        is_fed = node.op == "Placeholder" and fixed_value(node) is None
+        if (is_fed or not allowed_ops.is_allowed(node.op)) and node.name not in found | making_the_image:
+            found |= wiring.after(node.name)
+    return found
+
+
+def fixed_value(node: tf.NodeDef) -> bool | float | None:
+    """What a placeholder beside the image is when a network is not trained: a switch is off, and nothing is dropped."""
+    from pipeline.tensorflow_v1 import tf
+
+    if node.op not in ("Placeholder", "PlaceholderWithDefault") or dimensions(node):
+        return None
+    name, kind = node.name.lower(), tf.as_dtype(node.attr["dtype"].type)
+    if kind == tf.bool and (node.op == "Placeholder" or "train" in name or "learning_phase" in name):
+        return False
+    if kind.is_floating and "keep" in name:
+        return 1.0
+    return 0.0 if kind.is_floating and ("rate" in name or "drop" in name) else None
+
+
+def _cut_before(wiring: Wiring, end: str) -> _Cut | None:
+    """Where to cut before an end of the graph, if a network ends there.
+
+    Back from the end: behind a dense layer (or a convolution of a single pixel) with nothing but a softmax after it is a
+    classifier, and the bottleneck is the pooling that its dense layers begin with, or else what the last of them reads.
+    Where a pooling comes first, or an activation, the graph ends in features.
+    """
+    way = wiring.back(end, lambda node: node.op in _BEHIND_LOGITS)
+    met = wiring.nodes[way[-1]]
+    if _is_pooling(wiring, met):
+        ends_in_softmax = any(wiring.nodes[name].op in _SOFTMAX for name in way)
+        return _Cut(met.name, end) if ends_in_softmax else _Cut(end)
+    head = wiring.back(met.name, lambda node: node.op in _IN_A_HEAD or _is_dense(wiring, node))
+    last = wiring.nodes[head[-1]]
+    pooled = _is_pooling(wiring, last) and last.op != "MaxPool"  # which seldom takes the whole image
+    if _is_dense(wiring, met):
+        if not pooled and met.op == "Conv2D":
+            return None  # of every pixel, and not pooled behind it
+        if not pooled:
+            return _Cut(wiring.before(met.name), end)
+        flat = len(head) - 1
+        while wiring.nodes[head[flat - 1]].op in _RESHAPING:
+            flat -= 1
+        return _Cut(head[flat], end)
+    return _Cut(end) if pooled else None
+
+
+def _is_pooling(wiring: Wiring, node: tf.NodeDef) -> bool:
+    """Whether a node pools an image: over height and width, and never over the images of a batch."""
+    if node.op in ("Mean", "Max"):
+        axes = wiring.constant(node.input[1])
+        return axes is not None and axes.size in (1, 2) and not (axes == 0).any()
+    return node.op in ("AvgPool", "MaxPool")
+
+
+def _is_dense(wiring: Wiring, node: tf.NodeDef) -> bool:
+    """Whether a node mixes the features of a vector, and not those of neighbouring pixels."""
+    if node.op == "Conv2D":
+        return wiring.shape_of_weights(node.input[1])[:2] == [1, 1]
+    return node.op in ("MatMul", "BatchMatMulV2") and node_of(node.input[1]) not in wiring.reached
+
+
+def _before_softmax(wiring: Wiring, name: str) -> str:
+    """The logits, where ``name`` is what a softmax makes of them; else ``name``."""
+    softmax = wiring.back(name, lambda node: node.op in (*_RESHAPING, "ArgMax"))[-1]
+    return wiring.before(softmax) or name if wiring.nodes[softmax].op in _SOFTMAX else name
+
+
+# --- The range of its values --------------------------------------------------------------------------------------------
+
+_MOVING_PIXELS = (
+    *_RESHAPING,
+    *("Cast", "Transpose", "Pad", "PadV2", "MirrorPad", "ReverseV2", "ConcatV2", "Split", "SplitV", "Unpack", "Pack", "Slice"),
+    *("StridedSlice", "GatherV2", "ResizeBilinear", "ResizeBicubic", "ResizeArea", "ResizeNearestNeighbor"),
+)
+_ARITHMETIC = ("Mul", "Sub", "Add", "AddV2", "RealDiv", "Div")
+_PIXELS = (0.0, 1.0, "the model normalises pixels by itself")
+_UNIT = (0.0, 255.0, "the model normalises values from 0 to 1 by itself")
+_UNKNOWN = (127.5, 127.5, "values from -1 to 1, as most networks take them; the model does not say: compare with how it was trained")
+
+
+def _guess_range(wiring: Wiring, image: tf.NodeDef) -> tuple[float, float, str]:
+    """Mean, deviation and reason, from the type of the input and the first arithmetic with a constant that is done on it."""
+    from pipeline.tensorflow_v1 import tf
+
+    if image.op.startswith("Placeholder") and tf.as_dtype(image.attr["dtype"].type).is_integer:
+        return 0.0, 1.0, "the model takes whole pixels"
+    pending, seen = [image.name], {image.name}
+    while pending:
+        for user in wiring.users.get(pending.pop(0), []):
+            node = wiring.nodes[user]
+            if user in seen:
+                continue
+            seen.add(user)
+            if node.op in _ARITHMETIC:
+                constants = [one for name in node.input if (one := wiring.constant(name)) is not None and one.size]
+                if constants:
+                    return _range_before(node.op, float(constants[0].flat[np.abs(constants[0]).argmax()]))
+            elif node.op in _MOVING_PIXELS:
+                pending.append(user)
+    return _UNKNOWN
+
+
+def _range_before(op: str, value: float) -> tuple[float, float, str]:
+    """What range of values it makes sense to begin with this arithmetic on."""
+    if (op == "Mul" and 0 < value < 0.1) or (op != "Mul" and abs(value) > 10):
+        return _PIXELS
+    from_unit = {"Mul": value > 1, "RealDiv": 0 < value < 1, "Div": 0 < value < 1, "Sub": value > 0, "Add": value < 0, "AddV2": value < 0}
+    return _UNIT if from_unit[op] else _UNKNOWN
