@@ -1,12 +1,15 @@
 # make retrain DATA=flowers    folders of labelled photos → a classifier
 # make test                    lint, types, layers and all tests
 # make benchmark               the pipeline against the pattern of retrain.py, on this machine
+# make tensorboard             the curves and pictures of all trainings
 # make install                 only the set-up that the first does too
 # make clean                   remove the virtual environment
 
 DATA ?= flowers
 # More parameters of the task, e.g. ARGS="--learning-rate 0.1", or of the benchmarks, e.g. ARGS="--photos data/flowers"
 ARGS ?=
+# As in [paths] of luigi.cfg.
+STORE ?= store
 
 VENV := .venv
 # The first Python that TensorFlow has a package for.
@@ -14,7 +17,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; 
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: retrain test benchmark install clean
+.PHONY: retrain test benchmark tensorboard install clean
 
 retrain: $(VENV)/installed
 	@$(VENV)/bin/luigi --module pipeline Export --data '$(DATA)' $(ARGS)
@@ -28,6 +31,9 @@ test: $(VENV)/installed-test
 
 benchmark: $(VENV)/installed
 	@$(VENV)/bin/python -m benchmarks $(ARGS)
+
+tensorboard: $(VENV)/installed
+	@$(VENV)/bin/tensorboard --logdir '$(STORE)/runs/TrainFinalLayer' $(ARGS)
 
 install: $(VENV)/installed
 

@@ -1,0 +1,68 @@
+"""The Python of the documentation, run on a finished project as a reader would paste it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY, Project
+
+from pipeline import checkpoint
+from pipeline.tensorflow_v1 import tf
+
+
+def snippets(document: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (REPOSITORY / document).read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.fixture
+def paste(finished: Project, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run a snippet in the project's folder, after those before it, with the keys filled in."""
+    monkeypatch.chdir(finished.root)
+    (training,) = (path.name for path in finished.runs("TrainFinalLayer"))
+    (model,) = Path((finished.root / "luigi.cfg").read_text().rpartition("model_dir = ")[2].strip()).glob("efficientnet-lite0-*")
+    names: dict[str, Any] = {}
+
+    def run(code: str) -> dict[str, Any]:
+        filled = code.replace("TrainFinalLayer/<key>", f"TrainFinalLayer/{training}").replace("exports/mine", "exports/colours")
+        filled = filled.replace("store/models/efficientnet-lite0-<key>", str(model)).replace(
+            "store/models/efficientnet-lite0-…", str(model)
+        )
+        exec(compile(filled, "snippet", "exec"), names)
+        return names
+
+    return run
+
+
+def test_the_page_on_checkpoints(paste: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    for snippet in snippets("docs/checkpoints.md"):
+        names = paste(snippet)
+    assert names["values"]["global_step"] == 300
+    np.testing.assert_array_equal(names["mine"], names["values"]["chosen/weights"])
+    np.testing.assert_array_equal(names["biases"], names["values"]["chosen/biases"])
+    assert capsys.readouterr().out.splitlines()[0] == "300 (3, 1280)"
+    with tf.Session(graph=names["step"].graph) as running:
+        variables = [variable for variable in names["variables"] if "/classes/" not in variable.name]  # ImageNet's own classes
+        tf.train.Saver(tf.global_variables()).restore(running, checkpoint.latest(names["exported"]))
+        photo = next(Path("data/colours").rglob("*.png")).read_bytes()
+        before = running.run([names["loss"], *variables], {names["joined"].image_bytes: [photo]})
+        gradients = running.run(tf.gradients(names["loss"], variables), {names["joined"].image_bytes: [photo]})
+        still = running.run(variables)
+        assert all((one == other).all() for one, other in zip(before[1:], still))  # evaluating gradients changes nothing
+        assert sum(bool(np.any(gradient)) for gradient in gradients) == len(variables)  # all of them would be trained
+        running.run(names["step"], {names["joined"].image_bytes: [photo]})
+        assert running.run(names["loss"], {names["joined"].image_bytes: [photo]}) < before[0]
+
+
+def test_the_readme_and_the_page_on_models(paste: Any, finished: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, restored = snippets("README.md")
+    (finished.root / "photo.jpg").write_bytes(next((finished.root / "data/colours").rglob("*.png")).read_bytes())
+    paste(graph)
+    assert "latest" in paste(restored)
+    (of_models,) = snippets("docs/models.md")
+    set_up = "batch = __import__('numpy').zeros((1, 224, 224, 3), 'float32')\ndef loss_of(bottleneck): return tf.reduce_sum(bottleneck)\n"
+    paste(set_up)
+    assert paste(of_models)["vectors"].shape == (1, 1280)
