@@ -85,7 +85,7 @@ def each_photo(path: Path) -> Iterator[Photo]:
     """Read an index that ``write_photos`` wrote, a row at a time."""
     with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
         rows = csv.reader(file)
-        next(rows)
+        next(rows, None)
         yield from map(_from_texts, rows)
 
 
@@ -293,6 +293,18 @@ def fingerprint(photos: Iterable[Photo]) -> str:
         row = "\0".join((photo.path, photo.label, photo.sha256 or photo.problem)) + "\n"
         digest.update(row.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]
+
+
+def read_snapshot(path: Path, snapshot: str) -> list[Photo]:
+    """The photos of a snapshot. Raises UserError where the file is not what was written, and removes it."""
+    try:
+        photos = read_photos(path)
+    except (OSError, ValueError, csv.Error):
+        photos = []
+    if fingerprint(photos) != snapshot:
+        path.unlink(missing_ok=True)
+        raise UserError(f"{path} was damaged or is gone; run again: it is made anew from the photos as they are then")
+    return photos
 
 
 # --- Index ----------------------------------------------------------------------------------------------------------

@@ -124,7 +124,7 @@ class IndexImages(Artifact):
     unreadable_limit = number(0, 100, default=20.0, description="stop where more photos than this cannot be used, in percent")
 
     def make(self, work: Path) -> dict[str, Any]:
-        photos = dataset.read_photos(settings.paths().snapshot(self.data, self.snapshot))
+        photos = dataset.read_snapshot(settings.paths().snapshot(self.data, self.snapshot), self.snapshot)
         index = self.index_of(photos)
         for line in index.warnings:
             console.warn(f"{self.data}: {line}")
@@ -274,7 +274,7 @@ class ComputeBottlenecks(Artifact):
         return bottlenecks.Extraction(self.precision, self.average_views, views, distortions, self.seed)
 
 
-@requires(ComputeBottlenecks)
+@requires(ComputeBottlenecks, DownloadModel)
 class TrainFinalLayer(Artifact):
     """The final layer, trained on the packed bottlenecks."""
 
@@ -315,10 +315,10 @@ class TrainFinalLayer(Artifact):
 
         names = [field.name for field in dataclasses.fields(final_layer.Options)]
         options = final_layer.Options(**{name: getattr(self, name) for name in names})
+        packed, model_task = self.requires()
         with self.progress("steps") as report:
-            result = final_layer.train(work, self.requires().folder, options, report, self._start())
-        packed = self.requires()
-        size = backbones.load(packed.requires()[1].folder).input_size
+            result = final_layer.train(work, packed.folder, options, report, self._start())
+        size = backbones.load(model_task.folder).input_size
         summaries.write_pictures(
             work / final_layer.SUMMARIES,
             packed.folder,
@@ -342,15 +342,17 @@ class TrainFinalLayer(Artifact):
         if not self.init_from:
             return None
         export = Path(self.init_from)
+        if damage := files.damage(export, contents=True):
+            raise UserError(f"init_from = {export} is damaged ({damage}); name another export")
         manifest = files.read_json(export / files.MANIFEST)
-        ours = backbones.load(self.requires().requires()[1].folder)
+        ours = backbones.load(self.requires()[1].folder)
         if manifest["backbone"]["graph_sha256"] != ours.graph_sha256:
             there = manifest["backbone"]["name"]
             raise UserError(f"init_from = {export}: it was trained on {there}, and this is {ours.name}; name an export of the same model")
         return final_layer.Start.read(export, manifest["labels"])
 
 
-@requires(TrainFinalLayer)
+@requires(IndexImages, DownloadModel, ComputeBottlenecks, TrainFinalLayer)
 class ExportGraph(Artifact):
     """Backbone and final layer joined, frozen and checked."""
 
@@ -366,9 +368,7 @@ class ExportGraph(Artifact):
     def make(self, work: Path) -> dict[str, Any]:
         from pipeline import export
 
-        training = self.requires()
-        packed = training.requires()
-        index_task, model_task = packed.requires()
+        _, model_task, packed, training = self.requires()
         graph = export.export(
             work,
             model_task.folder,
@@ -380,7 +380,6 @@ class ExportGraph(Artifact):
             precision=self.precision,
         )
         trained = training.output().manifest()
-        tasks = (index_task, model_task, packed, training)
         of_candidate = ("best_step", "validation_loss", "validation_accuracy", "learning_rate", "weight_decay", "label_smoothing")
         kept = (*of_candidate, "test_count", "test_correct", "test_accuracy", "test_interval")
         counted = ("photos", "classes", "splits", "skipped", "reencoded_count", "reencoded")
@@ -392,8 +391,7 @@ class ExportGraph(Artifact):
             "backbone": dataclasses.asdict(backbones.load(model_task.folder)),
             **{name: trained[name] for name in kept},
             **{name: packed.output().manifest()[name] for name in counted},
-            "keys": {task.task_family: task.key for task in tasks},
-            "timings": {task.task_family: task.output().manifest()["seconds"] for task in tasks},
+            "timings": {task.task_family: task.output().manifest()["seconds"] for task in self.requires()},
         }
 
 
@@ -506,7 +504,7 @@ class Export(QuietTask):
         """The published version, if it is what these photos and settings give."""
         paths = settings.paths(self.data)
         version = registry.live(paths.exports / self.data)
-        if version is None or registry.key_of(version) != self.classifier.key:
+        if version is None or registry.key_of(version) != self.classifier.key or files.damage(version):
             return None
         return version if all(files.same_content(version / name, copy) for name, copy in self.copies.items()) else None
 
@@ -555,14 +553,17 @@ class Export(QuietTask):
                     say_up_to_date(fallback)
                 return
             yield self.classifier
+            self.classifier.mend()
             exports = settings.paths(self.data).exports / self.data
-            known = {registry.key_of(version) for version in registry.versions(exports)}
+            before = registry.versions(exports)
+            if (was_live := registry.live(exports)) and (damage := files.damage(was_live)):
+                console.warn(f"{shown(was_live)} is damaged ({damage}); a new version takes its place")
             version = registry.publish(self.classifier.folder, exports, console.note)
             for name, copy in self.copies.items():
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 files.write_atomic(copy, (version / name).read_bytes())
             self._published = True
-        if self.classifier.key in known:
+        if version in before:
             console.say(f"{self.data}: back to {shown(version)}, which was made before with these photos and settings")
         for line in result_lines(self.data, version, self.classifier):
             console.say(line)
@@ -571,7 +572,7 @@ class Export(QuietTask):
 def result_lines(data: str, version: Path, classifier: ExportGraph) -> list[str]:
     """What a person wants to know at the end of a run."""
     manifest = files.read_json(version / files.MANIFEST)
-    training = classifier.requires()
+    _, _, packed, training = classifier.requires()
     lines = [
         f"{data}: {manifest['photos']} photos in {len(manifest['labels'])} classes, "
         f"{manifest['backbone']['name']}, best at step {manifest['best_step']}",
@@ -582,7 +583,7 @@ def result_lines(data: str, version: Path, classifier: ExportGraph) -> list[str]
         f"predict  {shown(Path(sys.executable))} -m pipeline predict {shlex.quote(data)} PHOTO.jpg",
     ]
     if manifest["skipped"]:
-        lines.insert(1, f"left out {manifest['skipped']}, listed with the reasons in {shown(training.requires().folder / SKIPPED)}")
+        lines.insert(1, f"left out {manifest['skipped']}, listed with the reasons in {shown(packed.folder / SKIPPED)}")
     return lines
 
 

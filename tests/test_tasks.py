@@ -85,8 +85,8 @@ def test_the_manifest_says_key_parents_parameters_counts_timings_and_versions(fi
         assert {"python", "tensorflow", "luigi", "numpy"} <= says["versions"].keys()
         assert "images" not in says["parameters"]  # a path of the machine
     exported = manifest(finished.live("colours"))
-    assert exported["parents"] == {"TrainFinalLayer": the_run(finished, "TrainFinalLayer").name}
-    assert exported["keys"]["ComputeBottlenecks"] == the_run(finished, "ComputeBottlenecks").name
+    made = {task: the_run(finished, task).name for task in ("IndexImages", "ComputeBottlenecks", "TrainFinalLayer")}
+    assert exported["parents"] == {"DownloadModel": exported["parents"]["DownloadModel"], **made}
     assert exported["parameters"]["how_many_training_steps"] == "300"
     assert exported["photos"] == 30
 
@@ -459,6 +459,80 @@ def test_a_missing_permission_or_full_disk_is_one_line() -> None:
         raise ZeroDivisionError
 
 
+def flip_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["output_graph.pb", "labels.txt"])
+def test_a_damaged_export_is_noticed_and_published_again(copy_of_finished: Project, name: str) -> None:
+    before = exported_bytes(copy_of_finished, "colours")
+    with open(copy_of_finished.live("colours") / name, "r+b") as file:
+        file.truncate(5)  # in place, as a careless program does it
+    done = copy_of_finished.export("--data", "colours", *FEW_STEPS)
+    assert done.returncode == 0, done.stderr
+    assert re.search(rf"warning: exports/colours/0001-\w+ is damaged \({name} has 5 bytes and not [\d,]+\)", done.stderr)
+    assert copy_of_finished.live("colours").name.startswith("0002-")
+    assert exported_bytes(copy_of_finished, "colours") == before
+    assert len(done.stderr.splitlines()) == 2  # the settings, and the warning: nothing was made again
+
+    (copy_of_finished.live("colours") / name).unlink()
+    assert "0003-" in copy_of_finished.export("--data", "colours", *FEW_STEPS).stdout
+    assert exported_bytes(copy_of_finished, "colours") == before
+
+
+def test_what_cannot_be_trusted_is_not_published(copy_of_finished: Project) -> None:
+    """A change that no size shows: in what is published, and in the original."""
+    before = exported_bytes(copy_of_finished, "colours")
+    flip_a_byte(copy_of_finished.live("colours") / "output_graph.pb")
+    flip_a_byte(the_run(copy_of_finished, "ExportGraph") / "output_graph.pb")
+    predicted = copy_of_finished.pipeline("predict", "colours", "data/colours/red/000.png")
+    assert_one_line(predicted, 30, "output_graph.pb was altered", "remove it and run the training again")
+    shutil.rmtree(copy_of_finished.live("colours"))
+    done = copy_of_finished.export("--data", "colours", *FEW_STEPS)
+    assert done.returncode == 0, done.stderr
+    assert "is damaged (output_graph.pb was altered); it is made again" in done.stderr
+    assert exported_bytes(copy_of_finished, "colours") == before
+
+
+def test_outputs_that_are_damaged_or_gone_are_made_again_where_they_are_needed(copy_of_finished: Project, model_dir: Path) -> None:
+    project = copy_of_finished
+    shutil.copytree(model_dir, project.root / "models")
+    config = (project.root / "luigi.cfg").read_text()
+    (project.root / "luigi.cfg").write_text(config.replace(f"model_dir = {model_dir}", "model_dir = models"))
+    (model,) = (project.root / "models").glob("efficientnet-lite0-*")
+    packed, training, index = (the_run(project, task) for task in ("ComputeBottlenecks", "TrainFinalLayer", "IndexImages"))
+    whole = {path: path.read_bytes() for folder in (model, packed, training, index) for path in folder.rglob("*") if path.is_file()}
+
+    shutil.rmtree(index)
+    flip_a_byte(model / "graph.pb")  # no size shows it
+    os.truncate(packed / "bottlenecks.npy", 1000)
+    for path in training.glob("final_layer.ckpt*"):
+        path.unlink()
+    assert "nothing to do" in project.export("--data", "colours", *FEW_STEPS).stdout  # the export needs none of them
+
+    done = project.export("--data", "colours", *FEW_STEPS, "--final-tensor-name", "scores")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("warning: ") and "is damaged" in line]
+    assert len(said) == 3, done.stderr
+    assert any(f"{model} is damaged (graph.pb was altered); it is made again" in line for line in said)
+    timed = ("manifest.json", "events.out")  # hold times
+    for path, data in whole.items():
+        if not path.name.startswith(timed):
+            assert path.read_bytes() == data, path
+
+
+def test_a_damaged_snapshot_is_one_line_and_then_made_again(copy_of_finished: Project) -> None:
+    (snapshot,) = (copy_of_finished.root / "store/snapshots").iterdir()
+    lines = snapshot.read_text().splitlines(keepends=True)
+    snapshot.write_text("".join(lines[:-5]))
+    arguments = ("--data", "colours", *FEW_STEPS, "--seed", "3")
+    assert_one_line(copy_of_finished.export(*arguments), 30, str(snapshot), "run again")
+    assert copy_of_finished.export(*arguments).returncode == 0
+
+
 def test_a_damaged_manifest_is_an_unfinished_output(copy_of_finished: Project) -> None:
     before = exported_bytes(copy_of_finished, "colours")
     for folder in (
@@ -467,7 +541,6 @@ def test_a_damaged_manifest_is_an_unfinished_output(copy_of_finished: Project) -
         copy_of_finished.live("colours"),
     ):
         whole = (folder / "manifest.json").read_bytes()
-        (folder / "manifest.json").unlink()  # it may be shared with the store
         (folder / "manifest.json").write_bytes(whole[:100])
     done = copy_of_finished.export("--data", "colours", *FEW_STEPS)
     assert done.returncode == 0, done.stderr
