@@ -127,9 +127,21 @@ def damage(folder: Path, *, contents: bool = False, names: Sequence[str] | None 
     return ""
 
 
+def holds_anything(folder: Path) -> bool:
+    """Whether ``folder`` is there with anything in it that is not hidden; ``.gitkeep`` or ``.DS_Store`` is nothing."""
+    return folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir())
+
+
 def move_folder(source: Path, destination: Path) -> None:
-    """Rename a finished folder into place. Where another process was quicker, its folder is kept and ours removed."""
+    """Rename a finished folder into place. Where another process was quicker, its folder is kept and ours removed.
+
+    A folder that holds nothing but hidden files makes room, and they move along.
+    """
     destination.parent.mkdir(parents=True, exist_ok=True)
+    if destination.is_dir() and not holds_anything(destination):
+        for entry in list(destination.iterdir()):
+            entry.rename(source / entry.name)
+        destination.rmdir()
     try:
         source.rename(destination)
     except OSError:

@@ -131,6 +131,11 @@ def paths(data: str | None = None) -> Paths:
     return Paths(**{name: resolved(name) for name in _DEFAULT_PATHS if name not in optional}, **optional)  # type: ignore[arg-type]
 
 
+def exports_of(name: str) -> Path:
+    """Where the exports of ``name`` would lie, if it is a data set: its profile may move them."""
+    return paths(name if re.fullmatch(DATA_NAME, name) else None).exports
+
+
 def profile(data: str) -> Profile:
     """The profile of a data set. Raises UserError for a name that cannot be one, or an unknown section or key."""
     if not re.fullmatch(DATA_NAME, data):

@@ -450,7 +450,8 @@ class Export(QuietTask):
     @property
     def photos_folder(self) -> Path:
         """Where the photos are, or will be."""
-        return Path(self.images).expanduser().resolve() if self.images else settings.paths(self.data).image_dir / self.data
+        folder = Path(self.images).expanduser() if self.images else settings.paths(self.data).image_dir / self.data
+        return folder.resolve()  # what is fetched moves in from beside it, and a link has another file system beside it
 
     @property
     def fallback(self) -> Export | None:
@@ -470,9 +471,8 @@ class Export(QuietTask):
         """The export whose final layer the training starts from. Raises UserError for one that cannot be found."""
         if not self.init_from:
             return None
-        exports = settings.paths(self.data).exports
-        version = registry.find(self.init_from, exports)
-        if version.parent == (exports / self.data).resolve() and version.name != Path(self.init_from).name:
+        version = registry.find(self.init_from, settings.exports_of(self.init_from))
+        if version.parent == (settings.paths(self.data).exports / self.data).resolve() and version.name != Path(self.init_from).name:
             raise UserError(
                 f"init_from = {self.init_from} is another version after each run, so that each run would train anew; name {shown(version)}"
             )

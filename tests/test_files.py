@@ -42,6 +42,17 @@ def test_the_first_folder_to_arrive_is_kept(tmp_path: Path) -> None:
     assert not (tmp_path / "second").exists()
 
 
+def test_a_folder_with_hidden_files_alone_makes_room(tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new/photo").write_text("x")
+    (tmp_path / "output/.git").mkdir(parents=True)
+    (tmp_path / "output/.gitkeep").write_text("kept")
+    files.move_folder(tmp_path / "new", tmp_path / "output")
+    assert sorted(path.name for path in (tmp_path / "output").iterdir()) == [".git", ".gitkeep", "photo"]
+    assert (tmp_path / "output/.gitkeep").read_text() == "kept"
+    assert not (tmp_path / "new").exists()
+
+
 HOLD = """
 import sys, time
 from pathlib import Path

@@ -572,6 +572,11 @@ DRAWN = "[images]\ndraw_per_class = 6\ndraw_seed = 1\n"
 def test_the_fallback_is_loud_named_and_remembered(project: Project) -> None:
     project.profile("real", UNREACHABLE)
     project.profile("drawn", DRAWN)
+    # An empty folder that is kept in git, and lies elsewhere: it makes room for what is drawn.
+    (project.root / "elsewhere/drawn").mkdir(parents=True)
+    (project.root / "elsewhere/drawn/.gitkeep").write_text("")
+    (project.root / "data").mkdir()
+    (project.root / "data/drawn").symlink_to("../elsewhere/drawn")
     first = project.export("--data", "real", *FEW_STEPS)
     assert first.returncode == 0, first.stderr
     assert (
