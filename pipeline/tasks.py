@@ -108,7 +108,7 @@ def fallback_of(data: str, allowed: bool) -> sources.Fallback | None:
 class IndexImages(Artifact):
     """The snapshot of a data set's folder, checked and divided into training, validation and testing."""
 
-    VERSION = "1"
+    VERSION = "2"
     priority = 10  # what is wrong with the photos is said before any network runs
 
     data = text(
@@ -225,8 +225,8 @@ class ComputeBottlenecks(Artifact):
         # A photo that failed only now may have been the last of its class in its split: check and split again.
         found = [dataclasses.replace(photo, split="", problem=filled.problems.get(photo.path, "")) for photo in photos]
         index = index_task.index_of(sorted(found + skipped, key=lambda photo: photo.path))
-        if filled.problems:
-            for line in index.warnings:
+        for line in index.warnings:
+            if line not in index_task.output().manifest()["warnings"]:  # these are said already
                 console.warn(f"{self.data}: {line}")
         views = extraction.views_of(index.photos)
         filled_views = self._fill(views, cache, extraction)

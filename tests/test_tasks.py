@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import fcntl
 import json
@@ -415,14 +416,26 @@ def test_broken_photos_are_listed_and_left_out(project: Project) -> None:
     broken = bytearray((folder / "blue/002.png").read_bytes())
     broken[300:600] = bytes(300)  # header and end are whole: only decoding finds it
     (folder / "blue/002.png").write_bytes(broken)
+    shutil.copy(folder / "green/000.png", folder / "loose.png")
+    (folder / "notes").mkdir()
     done = project.export("--data", "mixed", *FEW_STEPS)
     assert done.returncode == 0, done.stderr
-    assert "left out 3, listed with the reasons in store/runs/ComputeBottlenecks/" in done.stdout
-    listed = (the_run(project, "ComputeBottlenecks") / "skipped.csv").read_text().splitlines()
-    assert listed[0] == "path,reason"
-    assert listed[1].startswith("blue/002.png,cannot be decoded")
-    assert listed[2] == "red/001.png,the PNG file is cut short"
-    assert listed[3] == "red/page.jpg,not an image that is read here (an HTML page)"
+    warnings = [line.removeprefix("warning: mixed: ") for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == len(set(warnings))  # nothing is said twice, though the split is checked again after the decoding
+    assert warnings[0] == "photos that lie beside the class folders are left out: loose.png"
+    assert "classes without a photo that can be used are left out: notes" in warnings
+    assert [line.partition(" (")[0] for line in warnings if line.startswith("left out")] == ["left out 2 of 31", "left out 3 of 31"]
+    assert "left out 4, listed with the reasons in store/runs/ComputeBottlenecks/" in done.stdout
+    with open(the_run(project, "ComputeBottlenecks") / "skipped.csv", newline="") as file:
+        reasons = {path: reason for path, reason in csv.reader(file)}
+    assert reasons.pop("blue/002.png").startswith("cannot be decoded, ")
+    assert reasons == {
+        "path": "reason",
+        "loose.png": "it lies beside the class folders, and not in one",
+        "notes/": "the folder holds no photo",
+        "red/001.png": "the PNG file is cut short",
+        "red/page.jpg": "not an image that is read here (an HTML page)",
+    }
     assert manifest(project.live("mixed"))["photos"] == 28
 
 
