@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import luigi
+from luigi.parameter import MissingParameterException
 from luigi.task import flatten
 
-from pipeline import console, files, settings
+from pipeline import console, files, luigi_program, settings
 from pipeline.errors import UserError
 
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
@@ -52,6 +53,15 @@ class Folder(luigi.Target):
 
 class QuietTask(luigi.Task):
     """A task that dies with the Luigi that started it, and reports its progress to the terminal and the scheduler."""
+
+    @classmethod
+    def get_param_values(cls, params: Any, args: Any, kwargs: Any) -> Any:
+        try:
+            return super().get_param_values(params, args, kwargs)
+        except MissingParameterException:
+            family = cls.get_task_family()
+            luigi_program.refuse(f"{family} is a step of Export, which tells it what to work on; run: {luigi_program.EXPORT}")
+            raise
 
     @contextlib.contextmanager
     def progress(self, unit: str) -> Iterator[console.Report]:

@@ -28,7 +28,7 @@ from luigi.cmdline_parser import CmdlineParser
 from luigi.parameter import UnconsumedParameterWarning
 from luigi.util import inherits, requires
 
-from pipeline import artifacts, backbones, console, dataset, files, images, registry, settings, sources
+from pipeline import artifacts, backbones, console, dataset, files, images, luigi_program, registry, settings, sources
 from pipeline.artifacts import Artifact, QuietTask
 from pipeline.dataset import Photo
 from pipeline.errors import UserError
@@ -41,11 +41,10 @@ if TYPE_CHECKING:
 INDEX = "index.csv"
 SKIPPED = "skipped.csv"
 
-FAILED = 30
 INTERRUPTED = 130  # as shells have it for Ctrl-C
 
 
-class FolderOfPhotos(luigi.ExternalTask):
+class FolderOfPhotos(QuietTask, luigi.ExternalTask):
     """Photos that only a person can bring: the data set has no archive and its folder is not there."""
 
     images = luigi.Parameter(positional=False)
@@ -408,15 +407,15 @@ class Export(QuietTask):
     @classmethod
     def get_param_values(cls, params: Any, args: Any, kwargs: Any) -> Any:
         """Put the profile's values between the command line's and luigi.cfg's."""
+        for name in luigi_program.given_empty(cls.get_task_family(), [name for name, _ in params]):
+            luigi_program.refuse(f"--{name.replace('_', '-')} is given without a value; give it one, or leave it out")
         try:
             settings.project()
             data = kwargs.get("data") or dict(params)["data"].task_value(cls.get_task_family(), "data")
             values = settings.profile(data).export
         except UserError as error:
-            if CmdlineParser.get_instance() and "no luigi.cfg" in str(error):
-                # Without a luigi.cfg Luigi would look for a central scheduler, and exit with 0 in the end.
-                console.complain(str(error))
-                raise SystemExit(FAILED) from None
+            if "no luigi.cfg" in str(error):  # without it Luigi would look for a central scheduler, and exit with 0 in the end
+                luigi_program.refuse(str(error))
             values = {}  # run() says what is wrong with the profile
         given_globally = getattr(CmdlineParser.get_instance(), "known_args", None)
         for name, parameter in params:
@@ -434,11 +433,9 @@ class Export(QuietTask):
         """Raise UserError for a setting that is unknown or not allowed."""
         profile = settings.profile(self.data)
         names = [name for name, _ in self.get_params() if name != "data"]
-        settings.refuse_unknown(profile.export, names, f"[Export] of {profile.file}")
-        families = [
-            task.get_task_family() for task in (FetchImages, IndexImages, DownloadModel, ComputeBottlenecks, TrainFinalLayer, ExportGraph)
-        ]
-        settings.check_configuration(["data", *names], families)
+        settings.check_section(profile.export, names, f"[Export] of {profile.file}")
+        settings.check_fallback(profile)
+        settings.check_configuration(["data", *names])
         settings.check_parameters(self)
         _ = self.identified_model, self.start  # raise for what cannot be found
         if self.testing_percentage + self.validation_percentage > 90:
@@ -579,8 +576,8 @@ def result_lines(data: str, version: Path, classifier: ExportGraph) -> list[str]
         f"test accuracy {accuracy_in_words(manifest)}",
         f"graph    {shown(version / 'output_graph.pb')}",
         f"labels   {shown(version / 'labels.txt')}",
-        f"curves   {shown(Path(sys.executable).with_name('tensorboard'))} --logdir {shown(training.folder)}",
-        f"predict  {shown(Path(sys.executable))} -m pipeline predict {shlex.quote(data)} PHOTO.jpg",
+        f"curves   {shlex.join([shown(Path(sys.executable).with_name('tensorboard')), '--logdir', shown(training.folder)])}",
+        f"predict  {shlex.join([shown(Path(sys.executable)), '-m', 'pipeline', 'predict', data, 'PHOTO.jpg'])}",
     ]
     if manifest["skipped"]:
         lines.insert(1, f"left out {manifest['skipped']}, listed with the reasons in {shown(packed.folder / SKIPPED)}")
@@ -671,5 +668,7 @@ def _matters(record: logging.LogRecord) -> bool:
     return not isinstance(error, UserError) and "is an external data dependency" not in record.getMessage()
 
 
+if luigi_program.is_running():
+    luigi_program.say_in_one_line()
 logging.getLogger("luigi-interface").addFilter(_matters)
 warnings.filterwarnings("ignore", category=UnconsumedParameterWarning)  # Export.check makes it an error

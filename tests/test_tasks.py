@@ -400,6 +400,29 @@ def test_a_users_mistake_is_30(project: Project, arguments: tuple[str, ...], wor
     assert not (project.root / "store/runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("NoTask",), 30, "No task NoTask; the one to run is: luigi --module pipeline Export"),
+        (
+            ("TrainFinalLayer",),
+            30,
+            "TrainFinalLayer is a step of Export, which tells it what to work on; run: luigi --module pipeline Export",
+        ),
+        (("FetchImages",), 30, "FetchImages is a step of Export"),
+        (("Export", "--nosuch", "3"), 2, "unrecognized arguments: --nosuch 3; luigi --module pipeline Export --help lists the options"),
+        (("Export", "--data", ""), 30, "--data is given without a value; give it one, or leave it out"),
+        (("Export", "--Export-learning-rate", ""), 30, "--learning-rate is given without a value"),
+        (("Export", "--images="), 30, "--images is given without a value"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(project: Project, arguments: tuple[str, ...], code: int, words: str) -> None:
+    project.photos("flowers", 4)
+    done = project.run([str(BIN / "luigi"), "--module", "pipeline", *arguments])
+    assert_one_line(done, code, words)
+    assert (done.stdout, len(done.stderr.splitlines())) == ("", 1)
+
+
 def test_what_is_wrong_with_the_photos_is_said_before_any_network_runs(project: Project) -> None:
     project.photos("lonely", 5, labels=("red",))
     assert_one_line(project.export("--data", "lonely"), 30, "only one class with photos (red)")
@@ -427,7 +450,7 @@ def test_broken_photos_are_listed_and_left_out(project: Project) -> None:
     assert [line.partition(" (")[0] for line in warnings if line.startswith("left out")] == ["left out 2 of 31", "left out 3 of 31"]
     assert "left out 4, listed with the reasons in store/runs/ComputeBottlenecks/" in done.stdout
     with open(the_run(project, "ComputeBottlenecks") / "skipped.csv", newline="") as file:
-        reasons = {path: reason for path, reason in csv.reader(file)}
+        reasons = dict(csv.reader(file))
     assert reasons.pop("blue/002.png").startswith("cannot be decoded, ")
     assert reasons == {
         "path": "reason",
