@@ -155,6 +155,7 @@ def _backbone(options: argparse.Namespace) -> Path:
     settings.check_parameters(task)
     if not task.complete() and not luigi.build([task], local_scheduler=True):
         raise SystemExit(FAILED)  # the task has said why
+    task.mend()
     return task.folder
 
 

@@ -77,6 +77,16 @@ def test_a_mistake_is_one_line(finished: Project, arguments: list[str], message:
     assert (done.returncode, done.stdout, done.stderr) == (30, "", message)
 
 
+def test_a_damaged_model_is_made_again(copy_of_finished: Project, model_dir: Path) -> None:
+    graph = copy_of_finished.own_models(model_dir) / "graph.pb"
+    whole = graph.read_bytes()
+    graph.write_bytes(whole[:1000] + bytes(1000) + whole[2000:])  # no size shows it
+    done = copy_of_finished.pipeline("classify", "data/colours/red/000.png")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == f"warning: {graph.parent} is damaged (graph.pb was altered); it is made again\n"
+    assert graph.read_bytes() == whole
+
+
 # --- The cache ---------------------------------------------------------------------------------------------------------
 
 

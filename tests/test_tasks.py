@@ -534,10 +534,7 @@ def test_what_cannot_be_trusted_is_not_published(copy_of_finished: Project) -> N
 
 def test_outputs_that_are_damaged_or_gone_are_made_again_where_they_are_needed(copy_of_finished: Project, model_dir: Path) -> None:
     project = copy_of_finished
-    shutil.copytree(model_dir, project.root / "models")
-    config = (project.root / "luigi.cfg").read_text()
-    (project.root / "luigi.cfg").write_text(config.replace(f"model_dir = {model_dir}", "model_dir = models"))
-    (model,) = (project.root / "models").glob("efficientnet-lite0-*")
+    model = project.own_models(model_dir)
     packed, training, index = (the_run(project, task) for task in ("ComputeBottlenecks", "TrainFinalLayer", "IndexImages"))
     whole = {path: path.read_bytes() for folder in (model, packed, training, index) for path in folder.rglob("*") if path.is_file()}
 
