@@ -15,7 +15,7 @@ VENV := .venv
 # The first Python that TensorFlow has a package for.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
-INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+INSTALL := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 
 .PHONY: retrain test benchmark tensorboard install clean
 

@@ -93,9 +93,11 @@ def _predict(options: argparse.Namespace) -> int:
     from pipeline import registry, settings
 
     try:
-        exports = settings.paths().exports
+        settings.project()
     except UserError:  # outside a project a folder can still be named
         exports = Path("exports")
+    else:
+        exports = settings.exports_of(options.classifier)
     folder = registry.find(options.classifier, exports)
 
     def load() -> Classifier:
@@ -153,6 +155,7 @@ def _backbone(options: argparse.Namespace) -> Path:
     settings.check_parameters(task)
     if not task.complete() and not luigi.build([task], local_scheduler=True):
         raise SystemExit(FAILED)  # the task has said why
+    task.mend()
     return task.folder
 
 

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import luigi
+from luigi.parameter import MissingParameterException
 from luigi.task import flatten
 
-from pipeline import console, files, settings
+from pipeline import console, files, luigi_program, settings
 from pipeline.errors import UserError
 
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
@@ -35,13 +36,13 @@ _VERSIONS = ("tensorflow", "luigi", "numpy", "pillow", "retraining-pipeline")
 
 
 class Folder(luigi.Target):
-    """An output folder. It is there once its manifest is, and can be read."""
+    """An output folder. It is there while it holds the files that its manifest lists, of the size listed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def exists(self) -> bool:
-        return files.read_manifest(self.path) is not None
+        return not files.damage(self.path)
 
     def manifest(self) -> dict[str, Any]:
         return dict(files.read_json(self.path / files.MANIFEST))
@@ -52,6 +53,15 @@ class Folder(luigi.Target):
 
 class QuietTask(luigi.Task):
     """A task that dies with the Luigi that started it, and reports its progress to the terminal and the scheduler."""
+
+    @classmethod
+    def get_param_values(cls, params: Any, args: Any, kwargs: Any) -> Any:
+        try:
+            return super().get_param_values(params, args, kwargs)
+        except MissingParameterException:
+            family = cls.get_task_family()
+            luigi_program.refuse(f"{family} is a step of Export, which tells it what to work on; run: {luigi_program.EXPORT}")
+            raise
 
     @contextlib.contextmanager
     def progress(self, unit: str) -> Iterator[console.Report]:
@@ -134,11 +144,17 @@ class Artifact(QuietTask):
         raise NotImplementedError
 
     def run(self) -> None:
+        for task in flatten(self.requires()):
+            task.mend()
         work = settings.paths().work(self.task_family, self.key)
         with guarded(), files.locked(work.with_name(f"{work.name}.lock"), waiting=self._note_waiting):
-            if self.complete():  # the holder before us made it
+            damage = files.damage(self.folder, contents=True)
+            if not damage:  # the holder before us made it
                 return
+            if self.folder.is_dir():
+                console.warn(f"{self.folder} is damaged ({damage}); it is made again")
             work.mkdir(parents=True, exist_ok=True)
+            files.sweep(work)
             if any(work.iterdir()):
                 console.note(f"{self.task_family}: goes on where a run stopped before")
             started = time.time()
@@ -154,10 +170,18 @@ class Artifact(QuietTask):
                 "seconds": round(time.time() - started, 2),
                 "versions": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _VERSIONS}},
             }
-            files.write_json(work / files.MANIFEST, manifest)
-            if self.folder.is_dir():  # its manifest was damaged, or complete() would have been true
+            files.write_manifest(work, manifest)
+            if self.folder.is_dir():
                 shutil.rmtree(self.folder)
             files.move_folder(work, self.folder)
+
+    def mend(self) -> None:
+        """Make the output again, here and now, where its files are not what they were: whoever reads it next relies on them.
+
+        Luigi, which looks at their sizes alone, has no way back to a task that it found complete.
+        """
+        if files.damage(self.folder, contents=True):
+            self.run()
 
     def _note_waiting(self, holder: str) -> None:
         console.note(f"{self.task_family}: waiting for {holder}, which is at it already")

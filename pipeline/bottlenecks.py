@@ -12,6 +12,7 @@ import dataclasses
 import io
 import mmap
 import os
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -33,6 +34,10 @@ from pipeline.vector_cache import VectorCache
 PACKED = "bottlenecks.npy"
 INDEX = "index.csv"
 CHECKPOINT = "bottlenecks.ckpt"
+
+PHOTOS_IN_A_STRETCH = 32
+"""So many photos are computed as they lie on the disk; the stretches come in a random order, so that runs at the same time
+seldom work on the same photo, and share what each has done."""
 
 ROWS_PER_CHUNK = 256
 """Statistics are added up a chunk at a time, at fixed rows, so that a resumed run adds the same numbers in the same order."""
@@ -93,7 +98,7 @@ class Filled:
     """What filling the cache came to.
 
     Attributes:
-        computed, cached: how many vectors were computed, and how many were there.
+        computed, cached: how many vectors were computed, and how many were there or came from another run meanwhile.
         damaged: paths of photos whose vector's file was damaged and made again.
         problems: why a photo has no vector, by its path.
     """
@@ -121,26 +126,38 @@ def compute(
     unique = list({(row.sha256, row.view): row for row in reversed(rows)}.values())[::-1]
     missing = [row for row, is_there in zip(unique, map_in_threads(lambda row: _is_cached(row, cache), unique)) if not is_there]
     damaged = [row.path for row in missing if os.path.lexists(cache.path(row.sha256, row.view))]
-    cached = len(unique) - len(missing)
+    there = len(unique) - len(missing)
+    computed = overtaken = 0
     reasons: dict[str, str] = {}
     if missing:
         network = load()
-        report(cached, len(unique))
+        missing = _in_stretches(missing)
+        report(there, len(unique))
         outcomes = map_in_threads(lambda row: _compute_one(row, folder, network, drawn(row), cache), missing, network.threads)
         for done, (row, problem) in enumerate(zip(missing, outcomes), 1):
             if problem:
                 reasons[row.sha256] = problem
-            report(cached + done, len(unique))
+            computed += problem == ""
+            overtaken += problem is None
+            report(there + done, len(unique))
     problems = {row.path: reasons[row.sha256] for row in rows if row.sha256 in reasons}
-    return Filled(len(missing) - len(reasons), cached, damaged, problems)
+    return Filled(computed, there + overtaken, damaged, problems)
+
+
+def _in_stretches(rows: list[Photo]) -> list[Photo]:
+    stretches = [rows[start : start + PHOTOS_IN_A_STRETCH] for start in range(0, len(rows), PHOTOS_IN_A_STRETCH)]
+    random.Random().shuffle(stretches)
+    return [row for stretch in stretches for row in stretch]
 
 
 def _is_cached(row: Photo, cache: VectorCache) -> bool:
     return cache.read(row.sha256, row.view) is not None
 
 
-def _compute_one(row: Photo, folder: Path, network: Network, drawn: np.ndarray, cache: VectorCache) -> str:
-    """Compute and keep one vector. Returns the problem, or nothing."""
+def _compute_one(row: Photo, folder: Path, network: Network, drawn: np.ndarray, cache: VectorCache) -> str | None:
+    """Compute and keep one vector. Returns the problem, or an empty text; None where another run has kept it meanwhile."""
+    if _is_cached(row, cache):
+        return None
     try:
         data = images.read_file(folder / row.path)
     except BadImage as error:

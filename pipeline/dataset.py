@@ -62,6 +62,11 @@ class Photo:
     split: str = ""
     view: int = 0
 
+    @property
+    def is_beside(self) -> bool:
+        """Whether it is no photo of a class: one that lies beside the class folders, or a folder (``name/``) that holds none."""
+        return not self.label or self.path.endswith("/")
+
 
 _COLUMNS = [field.name for field in dataclasses.fields(Photo)]
 _values_of = operator.attrgetter(*_COLUMNS)
@@ -85,7 +90,7 @@ def each_photo(path: Path) -> Iterator[Photo]:
     """Read an index that ``write_photos`` wrote, a row at a time."""
     with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
         rows = csv.reader(file)
-        next(rows)
+        next(rows, None)
         yield from map(_from_texts, rows)
 
 
@@ -109,7 +114,11 @@ def write_skipped(path: Path, skipped: Iterable[Photo]) -> None:
 def read_skipped(path: Path) -> list[Photo]:
     """Read what ``write_skipped`` wrote."""
     with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return [Photo(row["path"], row["path"].partition("/")[0], problem=row["reason"]) for row in csv.DictReader(file)]
+        return [Photo(row["path"], _label_of(row["path"]), problem=row["reason"]) for row in csv.DictReader(file)]
+
+
+def _label_of(path: str) -> str:
+    return path.partition("/")[0] if "/" in path else ""
 
 
 def readable(path: str) -> str:
@@ -118,7 +127,7 @@ def readable(path: str) -> str:
 
 
 def photos_in(names: Iterable[str]) -> list[Path]:
-    """The files that a person means by ``names``: files as they are, and the images in folders, nested ones too.
+    """The files that a person means by ``names``: files as they are, and what a training would take from folders, nested ones too.
 
     Raises UserError for a name that is neither.
     """
@@ -126,9 +135,8 @@ def photos_in(names: Iterable[str]) -> list[Path]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            for folder, subfolders, leaves in os.walk(path, followlinks=False):
-                subfolders[:] = sorted(sub for sub in subfolders if not sub.startswith("."))
-                found += [Path(folder, leaf) for leaf in sorted(leaves) if Path(leaf).suffix.lower() in images.EXTENSIONS]
+            inside = sorted(_walk(path), key=lambda item: item[0])
+            found += [path / name for name, stamp in inside if _is_named_like_one(name) or _read(path, name, stamp).problem != _NOT_A_PHOTO]
         elif path.is_file():
             found.append(path)
         else:
@@ -198,7 +206,7 @@ def scan(folder: Path, memory: Memory, report: Report = lambda done, total: None
     if not folder.is_dir():
         raise DataMissing(f"there is no folder {folder}; put a folder for each class of photos there, or name another one")
     now_ns = time.time_ns()
-    found = sorted(_walk(folder), key=lambda item: item[0])
+    found = sorted((item for item in _walk(folder) if _label_of(item[0])), key=lambda item: item[0])
     rows = [memory.recall(path, stamp) for path, stamp in found]
     unread = [number for number, row in enumerate(rows) if row is None]
     report(0, len(unread))
@@ -221,7 +229,7 @@ def _beside_the_classes(folder: Path, labels: set[str]) -> list[Photo]:
             if _is_class(entry):
                 if entry.name not in labels:
                     found.append(Photo(f"{entry.name}/", entry.name, problem="the folder holds no photo"))
-            elif Path(entry.name).suffix.lower() in images.EXTENSIONS and not _is_hidden(entry.name):
+            elif _is_named_like_one(entry.name) and not _is_hidden(entry.name):
                 found.append(Photo(entry.name, "", problem="it lies beside the class folders, and not in one"))
     return found
 
@@ -230,11 +238,10 @@ _NOT_A_PHOTO = "not a photo"
 
 
 def _walk(root: Path) -> Iterator[tuple[str, Stamp]]:
-    """The files in the class folders below ``root``, through links, but never round in a circle."""
-    with os.scandir(root) as entries:
-        pending = [(entry.path, entry.name, frozenset[tuple[int, int]]()) for entry in entries if _is_class(entry)]
+    """The files below ``root``, in no order, through links, but never round in a circle."""
+    pending = [(str(root), "", frozenset[tuple[int, int]]())]
     while pending:
-        folder, relative, above = pending.pop()
+        folder, prefix, above = pending.pop()
         try:
             status = os.stat(folder)
             here = (status.st_dev, status.st_ino)
@@ -244,7 +251,7 @@ def _walk(root: Path) -> Iterator[tuple[str, Stamp]]:
         except OSError as error:
             raise UserError(f"{folder} cannot be listed ({error.strerror}); make it readable or move it away") from error
         for entry in inside:
-            path = f"{relative}/{entry.name}"
+            path = prefix + entry.name
             if _is_hidden(entry.name):
                 continue
             try:
@@ -253,7 +260,7 @@ def _walk(root: Path) -> Iterator[tuple[str, Stamp]]:
                 yield path, Stamp(0, 0, 0)
                 continue
             if stat.S_ISDIR(status.st_mode):
-                pending.append((entry.path, path, above | {here}))
+                pending.append((entry.path, f"{path}/", above | {here}))
             elif stat.S_ISREG(status.st_mode):
                 yield path, Stamp(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
@@ -262,13 +269,17 @@ def _is_class(entry: os.DirEntry[str]) -> bool:
     return Path(entry).is_dir() and not _is_hidden(entry.name)  # entry.is_dir() fails on a link that leads in a circle
 
 
+def _is_named_like_one(name: str) -> bool:
+    return Path(name).suffix.lower() in images.EXTENSIONS
+
+
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
 def _read(folder: Path, path: str, stamp: Stamp) -> Photo:
-    photo = Photo(path, label=path.partition("/")[0], bytes=stamp.bytes)
-    named_like_one = Path(path).suffix.lower() in images.EXTENSIONS
+    photo = Photo(path, _label_of(path), bytes=stamp.bytes)
+    named_like_one = _is_named_like_one(path)
     if stamp.bytes > images.MAX_BYTES and not named_like_one:  # a film, say
         return replace(photo, problem=_NOT_A_PHOTO)
     try:
@@ -295,6 +306,18 @@ def fingerprint(photos: Iterable[Photo]) -> str:
     return digest.hexdigest()[:16]
 
 
+def read_snapshot(path: Path, snapshot: str) -> list[Photo]:
+    """The photos of a snapshot. Raises UserError where the file is not what was written, and removes it."""
+    try:
+        photos = read_photos(path)
+    except (OSError, ValueError, csv.Error):
+        photos = []
+    if fingerprint(photos) != snapshot:
+        path.unlink(missing_ok=True)
+        raise UserError(f"{path} was damaged or is gone; run again: it is made anew from the photos as they are then")
+    return photos
+
+
 # --- Index ----------------------------------------------------------------------------------------------------------
 
 
@@ -304,7 +327,7 @@ class Index:
 
     Attributes:
         photos: those that can be used, sorted by path, each with its split.
-        skipped: those that cannot, each with its problem.
+        skipped: those that cannot, each with its problem, and folders without a photo.
         warnings: what a person should know of the data set, a line each.
     """
 
@@ -329,7 +352,7 @@ def figures(index: Index) -> dict[str, Any]:
         "photos": len(index.photos),
         "splits": {split: splits[split] for split in SPLITS},
         "classes": {label: classes[label] for label in index.labels},
-        "skipped": len(index.skipped),
+        "skipped": sum(not photo.path.endswith("/") for photo in index.skipped),
         "reencoded_count": len(reencoded),
         "reencoded": reencoded[:LISTED],
         "warnings": index.warnings,
@@ -357,25 +380,30 @@ def make_index(
     skipped = [photo for photo in scanned if photo.problem]
     good = [photo for photo in scanned if not photo.problem]
     warnings = []
-    if skipped:
-        share = 100 * len(skipped) / len(scanned)
-        first = f"{readable(skipped[0].path)}: {skipped[0].problem}"
-        if share > unreadable_limit:
+    beside = [readable(photo.path) for photo in skipped if not photo.label]
+    if beside:
+        warnings.append(f"photos that lie beside the class folders are left out: {shortened(beside)}")
+    unusable = [photo for photo in skipped if not photo.is_beside]
+    if unusable:
+        count = len(good) + len(unusable)
+        first = f"{readable(unusable[0].path)}: {unusable[0].problem}"
+        if 100 * len(unusable) / count > unreadable_limit:
             raise UserError(
-                f"{len(skipped)} of {len(scanned)} photos cannot be used, more than unreadable_limit = {unreadable_limit:g} %"
+                f"{len(unusable)} of {count} photos cannot be used, more than unreadable_limit = {unreadable_limit:g} %"
                 f" (the first: {first}); mend or remove them, or raise the limit"
             )
-        warnings.append(f"left out {len(skipped)} of {len(scanned)} (the first: {first})")
+        warnings.append(f"left out {len(unusable)} of {count} (the first: {first})")
     labels = labels_of(good)
-    _check_labels(labels, {photo.label for photo in scanned if photo.label})
+    _check_labels(labels, {photo.label for photo in scanned if photo.label}, len(beside))
     photos = split(good, testing_percentage=testing_percentage, validation_percentage=validation_percentage, seed=seed)
     return Index(photos, skipped, warnings + _warnings(photos, [photo.label for photo in skipped]))
 
 
-def _check_labels(labels: list[str], folders: set[str]) -> None:
+def _check_labels(labels: list[str], folders: set[str], beside: int) -> None:
     if len(labels) < 2:
         found = f"only one class with photos ({readable(labels[0])})" if labels else "no class with photos"
-        raise UserError(f"the data set has {found}; a classifier needs two or more folders with photos, one for each class")
+        hint = f"; move the {beside} that lie beside the folders into such folders" if beside else ""
+        raise UserError(f"the data set has {found}; a classifier needs two or more folders with photos, one for each class{hint}")
     for label in sorted(folders):
         if not readable(label) == label or len(label.splitlines()) != 1 or label != label.strip("\r\n"):
             raise UserError(f"the folder name {label!r} cannot be a line of labels.txt; rename it to valid UTF-8 without line breaks")

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -42,14 +42,6 @@ def same_content(one: Path, other: Path) -> bool:
         return one.stat().st_size == other.stat().st_size and sha256_file(one) == sha256_file(other)
     except OSError:
         return False
-
-
-def link_or_copy(source: str, destination: str) -> None:
-    """Give a finished file, which nobody changes any more, a second name; copy it where the file system cannot."""
-    try:
-        os.link(source, destination)
-    except OSError:
-        shutil.copy2(source, destination)
 
 
 def beside(path: Path) -> Path:
@@ -97,17 +89,59 @@ MANIFEST = "manifest.json"
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a finished folder; None where it is missing or damaged, so that the folder is not finished."""
+    """The manifest of a folder; None where it is missing or damaged, so that the folder is not finished."""
     try:
         manifest = read_json(folder / MANIFEST)
     except (OSError, ValueError):
         return None
-    return manifest if isinstance(manifest, dict) and "key" in manifest else None
+    return manifest if isinstance(manifest, dict) and "key" in manifest and isinstance(manifest.get("files"), dict) else None
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Finish a folder: write its manifest, which lists every file in it with its size and its SHA-256."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MANIFEST]
+    listed = {path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in paths}
+    write_json(folder / MANIFEST, {**manifest, "files": listed})
+
+
+def damage(folder: Path, *, contents: bool = False, names: Sequence[str] | None = None) -> str:
+    """What is wrong with a finished folder, in words; nothing where its files are those that its manifest lists.
+
+    Args:
+        contents: compare the hashes of the files, where otherwise a stat of each has to do.
+        names: of the files to look at; all of them if it is not said.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return f"{MANIFEST} is missing or damaged"
+    for name in manifest["files"] if names is None else names:
+        listed, path = manifest["files"].get(name), folder / name
+        if listed is None:
+            return f"{name} is not in {MANIFEST}"
+        if not path.is_file():
+            return f"{name} is missing"
+        if (size := path.stat().st_size) != listed["bytes"]:
+            return f"{name} has {size:,} bytes and not {listed['bytes']:,}"
+        if contents and sha256_file(path) != listed["sha256"]:
+            return f"{name} was altered"
+    return ""
+
+
+def holds_anything(folder: Path) -> bool:
+    """Whether ``folder`` is there with anything in it that is not hidden; ``.gitkeep`` or ``.DS_Store`` is nothing."""
+    return folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir())
 
 
 def move_folder(source: Path, destination: Path) -> None:
-    """Rename a finished folder into place. Where another process was quicker, its folder is kept and ours removed."""
+    """Rename a finished folder into place. Where another process was quicker, its folder is kept and ours removed.
+
+    A folder that holds nothing but hidden files makes room, and they move along.
+    """
     destination.parent.mkdir(parents=True, exist_ok=True)
+    if destination.is_dir() and not holds_anything(destination):
+        for entry in list(destination.iterdir()):
+            entry.rename(source / entry.name)
+        destination.rmdir()
     try:
         source.rename(destination)
     except OSError:

@@ -57,17 +57,14 @@ class Classifier:
 def load(folder: Path) -> Classifier:
     """Load the export in ``folder``; a pointer like ``latest`` is resolved once.
 
-    Raises UserError where the export is incomplete.
+    Raises UserError where its graph or its labels are not those that were exported.
     """
     folder = folder.resolve()
-    try:
-        manifest = files.read_json(folder / files.MANIFEST)
-        if files.sha256_file(folder / export.GRAPH) != manifest["graph_sha256"]:
-            raise ValueError(f"{export.GRAPH} is not the file that the manifest speaks of")
-        labels = (folder / export.LABELS).read_text(encoding="utf-8").split("\n")[:-1]
-        graph = export.load_network(folder / export.GRAPH, manifest["output"]["tensor"].partition(":")[0])
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder} is not a whole export ({error}); name another one, or make it again") from error
+    if damage := files.damage(folder, contents=True, names=[export.GRAPH, export.LABELS]):
+        raise UserError(f"{folder} is not a whole export ({damage}); name another one, or remove it and run the training again")
+    manifest = files.read_json(folder / files.MANIFEST)
+    labels = (folder / export.LABELS).read_text(encoding="utf-8").split("\n")[:-1]
+    graph = export.load_network(folder / export.GRAPH, manifest["output"]["tensor"].partition(":")[0])
     return Classifier(graph, labels)
 
 

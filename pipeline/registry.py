@@ -41,13 +41,16 @@ def key_of(version: Path) -> str:
 def publish(classifier: Path, exports: Path, note_waiting: files.Waiting) -> Path:
     """Put a finished classifier into the next version of a data set and make it the latest; return its folder.
 
-    A classifier that was published before becomes the latest again under its old version.
+    A classifier that was published before becomes the latest again under its old version, unless that is damaged. Files are
+    copied and not linked: a program that writes into a published file must not reach the original.
+
+    Raises UserError where the classifier is damaged.
     """
     key = key_of(classifier)
     with files.locked(exports / ".lock", waiting=note_waiting):
         files.sweep(exports)
         before = versions(exports)
-        version = next((folder for folder in before if key_of(folder) == key), None)
+        version = next((folder for folder in before if key_of(folder) == key and not files.damage(folder, contents=True)), None)
         if version is None:
             # Also past versions that are damaged, or half there from elsewhere: a number is never given twice.
             taken = [int(path.name.partition("-")[0]) for path in exports.glob("*-*") if _VERSION.fullmatch(path.name)]
@@ -55,7 +58,9 @@ def publish(classifier: Path, exports: Path, note_waiting: files.Waiting) -> Pat
             version = exports / f"{number:04d}-{key[:8]}"
             temporary = files.beside(version)
             try:
-                shutil.copytree(classifier, temporary, copy_function=files.link_or_copy)
+                shutil.copytree(classifier, temporary)
+                if damage := files.damage(temporary, contents=True):
+                    raise UserError(f"{classifier} is not published, it is damaged ({damage}); remove it and run again")
                 files.move_folder(temporary, version)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)

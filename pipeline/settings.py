@@ -15,7 +15,7 @@ import dataclasses
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,13 +107,17 @@ class Profile:
 
 def project() -> Path:
     """The project's folder: the one whose ``luigi.cfg`` was read. Raises UserError outside a project."""
-    candidates = [Path("luigi.cfg"), *(Path(name) for name in os.environ.get("LUIGI_CONFIG_PATH", "").split(":") if name)]
-    for candidate in candidates:
+    for candidate in _configuration_files():
         if candidate.name == "luigi.cfg" and candidate.is_file() and get_config().has_section("paths"):
             return candidate.resolve().parent
     raise UserError(
         f"no luigi.cfg with a section [paths] in {Path.cwd()}; start from the project's folder, or name its luigi.cfg in LUIGI_CONFIG_PATH"
     )
+
+
+def _configuration_files() -> list[Path]:
+    """What Luigi reads for this project: luigi.cfg, and what LUIGI_CONFIG_PATH names."""
+    return [Path("luigi.cfg"), *(Path(name) for name in os.environ.get("LUIGI_CONFIG_PATH", "").split(":") if name)]
 
 
 def paths(data: str | None = None) -> Paths:
@@ -131,6 +135,11 @@ def paths(data: str | None = None) -> Paths:
     return Paths(**{name: resolved(name) for name in _DEFAULT_PATHS if name not in optional}, **optional)  # type: ignore[arg-type]
 
 
+def exports_of(name: str) -> Path:
+    """Where the exports of ``name`` would lie, if it is a data set: its profile may move them."""
+    return paths(name if re.fullmatch(DATA_NAME, name) else None).exports
+
+
 def profile(data: str) -> Profile:
     """The profile of a data set. Raises UserError for a name that cannot be one, or an unknown section or key."""
     if not re.fullmatch(DATA_NAME, data):
@@ -138,7 +147,7 @@ def profile(data: str) -> Profile:
     file = project() / PROFILES / f"{data}.cfg"
     if not file.is_file():
         return Profile(None, {}, ImageSource(), {})
-    parser = configparser.ConfigParser()
+    parser = configparser.ConfigParser(default_section="")  # so that [DEFAULT] is refused as any other unknown section
     try:
         parser.read_string(file.read_text(encoding="utf-8-sig"), source=str(file))
         sections = {name: {key.replace("-", "_"): value for key, value in parser.items(name)} for name in parser.sections()}
@@ -165,7 +174,22 @@ def _image_source(texts: dict[str, str], file: Path) -> ImageSource:
     source = ImageSource(**values)
     if source.url and not (source.sha256 and source.bytes):
         raise UserError(f"[images] of {file} has a url but not its sha256 and bytes; both are needed to know the right archive")
+    if source.fallback and not source.url:
+        raise UserError(f"[images] of {file} has a fallback but no url, whose host it could stand in for; name the archive, or remove it")
     return source
+
+
+def check_fallback(profile_of: Profile) -> None:
+    """Raise UserError where a profile's fallback has no photos of its own."""
+    name = profile_of.images.fallback
+    if not name:
+        return
+    instead, folder = profile(name).images, paths(name).image_dir / name
+    where = f"fallback = {name} in [images] of {profile_of.file}"
+    if instead.fallback:
+        raise UserError(f"{where}: it has a fallback itself; name a data set that has none")
+    if not (instead.url or instead.draw_per_class or folder.is_dir()):
+        raise UserError(f"{where}: there is no folder {folder}, and no profile that says where its photos come from; name another")
 
 
 def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> None:
@@ -176,6 +200,13 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> No
             near = difflib.get_close_matches(name, known, 1)
             hint = f"is {near[0]} meant?" if near else f"known are: {', '.join(known)}"
             raise UserError(f"{name!r} is unknown in {where}; {hint}")
+
+
+_SECTIONS_OF_LUIGI = (
+    *("batch_notifier", "core", "cors", "datadog", "email", "execution_summary", "logging", "prometheus", "resources", "retcode"),
+    *("scheduler", "sendgrid", "smtp", "task_history", "worker"),
+)
+"""Of Luigi's own documentation, those that have a meaning for local tasks."""
 
 
 # --- Parameters that say what is wrong with a value -----------------------------------------------------------------
@@ -285,11 +316,25 @@ def check_parameters(task: luigi.Task) -> None:
             parameter.check(name, getattr(task, name))
 
 
-def check_configuration(known: Iterable[str], families: Iterable[str]) -> None:
-    """Raise UserError for what luigi.cfg sets in vain: an unknown key of [Export], or a section of another task."""
+def check_section(given: Mapping[str, str], known: Iterable[str], where: str) -> None:
+    """Raise UserError for a setting that is unknown, or that Luigi would take for not given since it is empty."""
+    refuse_unknown(given, known, where)
+    for name, value in given.items():
+        if not value:
+            raise UserError(f"{name} in {where} has no value; give it one, or remove the line")
+
+
+def check_configuration(known: Iterable[str]) -> None:
+    """Raise UserError for what luigi.cfg sets in vain: a key of [Export], or a section that is neither ours nor Luigi's."""
     config = get_config()
     if config.has_section("Export"):
-        refuse_unknown((key.replace("-", "_") for key in config.options("Export")), known, "[Export] of luigi.cfg")
-    for family in families:
-        if family != "Export" and config.has_section(family):
-            raise UserError(f"[{family}] in luigi.cfg has no effect; every setting belongs into [Export]")
+        given = {key.replace("-", "_"): config.get("Export", key) for key in config.options("Export")}
+        check_section(given, known, "[Export] of luigi.cfg")
+    for file in _configuration_files():
+        parser = configparser.ConfigParser(default_section="", interpolation=None)
+        parser.read(file)  # Luigi has read it, so it can be read
+        for section in parser.sections():
+            if section not in ("Export", "paths", *_SECTIONS_OF_LUIGI):
+                near = difflib.get_close_matches(section, ("Export", "paths"), 1)
+                hint = f"is [{near[0]}] meant?" if near else "every setting of a training belongs into [Export]"
+                raise UserError(f"[{section}] in {file} has no effect; {hint}")

@@ -17,7 +17,7 @@ HOURS_BETWEEN_TRIES = 6
 
 def has_photos(folder: Path) -> bool:
     """Whether ``folder`` is there with anything in it; what is wrong with it is for the scan to say."""
-    return folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir())
+    return files.holds_anything(folder)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from luigi.cmdline_parser import CmdlineParser
 from luigi.parameter import UnconsumedParameterWarning
 from luigi.util import inherits, requires
 
-from pipeline import artifacts, backbones, console, dataset, files, images, registry, settings, sources
+from pipeline import artifacts, backbones, console, dataset, files, images, luigi_program, registry, settings, sources
 from pipeline.artifacts import Artifact, QuietTask
 from pipeline.dataset import Photo
 from pipeline.errors import UserError
@@ -41,11 +41,10 @@ if TYPE_CHECKING:
 INDEX = "index.csv"
 SKIPPED = "skipped.csv"
 
-FAILED = 30
 INTERRUPTED = 130  # as shells have it for Ctrl-C
 
 
-class FolderOfPhotos(luigi.ExternalTask):
+class FolderOfPhotos(QuietTask, luigi.ExternalTask):
     """Photos that only a person can bring: the data set has no archive and its folder is not there."""
 
     images = luigi.Parameter(positional=False)
@@ -108,7 +107,7 @@ def fallback_of(data: str, allowed: bool) -> sources.Fallback | None:
 class IndexImages(Artifact):
     """The snapshot of a data set's folder, checked and divided into training, validation and testing."""
 
-    VERSION = "1"
+    VERSION = "2"
     priority = 10  # what is wrong with the photos is said before any network runs
 
     data = text(
@@ -124,7 +123,7 @@ class IndexImages(Artifact):
     unreadable_limit = number(0, 100, default=20.0, description="stop where more photos than this cannot be used, in percent")
 
     def make(self, work: Path) -> dict[str, Any]:
-        photos = dataset.read_photos(settings.paths().snapshot(self.data, self.snapshot))
+        photos = dataset.read_snapshot(settings.paths().snapshot(self.data, self.snapshot), self.snapshot)
         index = self.index_of(photos)
         for line in index.warnings:
             console.warn(f"{self.data}: {line}")
@@ -225,8 +224,8 @@ class ComputeBottlenecks(Artifact):
         # A photo that failed only now may have been the last of its class in its split: check and split again.
         found = [dataclasses.replace(photo, split="", problem=filled.problems.get(photo.path, "")) for photo in photos]
         index = index_task.index_of(sorted(found + skipped, key=lambda photo: photo.path))
-        if filled.problems:
-            for line in index.warnings:
+        for line in index.warnings:
+            if line not in index_task.output().manifest()["warnings"]:  # these are said already
                 console.warn(f"{self.data}: {line}")
         views = extraction.views_of(index.photos)
         filled_views = self._fill(views, cache, extraction)
@@ -274,7 +273,7 @@ class ComputeBottlenecks(Artifact):
         return bottlenecks.Extraction(self.precision, self.average_views, views, distortions, self.seed)
 
 
-@requires(ComputeBottlenecks)
+@requires(ComputeBottlenecks, DownloadModel)
 class TrainFinalLayer(Artifact):
     """The final layer, trained on the packed bottlenecks."""
 
@@ -315,10 +314,10 @@ class TrainFinalLayer(Artifact):
 
         names = [field.name for field in dataclasses.fields(final_layer.Options)]
         options = final_layer.Options(**{name: getattr(self, name) for name in names})
+        packed, model_task = self.requires()
         with self.progress("steps") as report:
-            result = final_layer.train(work, self.requires().folder, options, report, self._start())
-        packed = self.requires()
-        size = backbones.load(packed.requires()[1].folder).input_size
+            result = final_layer.train(work, packed.folder, options, report, self._start())
+        size = backbones.load(model_task.folder).input_size
         summaries.write_pictures(
             work / final_layer.SUMMARIES,
             packed.folder,
@@ -342,15 +341,17 @@ class TrainFinalLayer(Artifact):
         if not self.init_from:
             return None
         export = Path(self.init_from)
+        if damage := files.damage(export, contents=True):
+            raise UserError(f"init_from = {export} is damaged ({damage}); name another export")
         manifest = files.read_json(export / files.MANIFEST)
-        ours = backbones.load(self.requires().requires()[1].folder)
+        ours = backbones.load(self.requires()[1].folder)
         if manifest["backbone"]["graph_sha256"] != ours.graph_sha256:
             there = manifest["backbone"]["name"]
             raise UserError(f"init_from = {export}: it was trained on {there}, and this is {ours.name}; name an export of the same model")
         return final_layer.Start.read(export, manifest["labels"])
 
 
-@requires(TrainFinalLayer)
+@requires(IndexImages, DownloadModel, ComputeBottlenecks, TrainFinalLayer)
 class ExportGraph(Artifact):
     """Backbone and final layer joined, frozen and checked."""
 
@@ -366,9 +367,7 @@ class ExportGraph(Artifact):
     def make(self, work: Path) -> dict[str, Any]:
         from pipeline import export
 
-        training = self.requires()
-        packed = training.requires()
-        index_task, model_task = packed.requires()
+        _, model_task, packed, training = self.requires()
         graph = export.export(
             work,
             model_task.folder,
@@ -380,7 +379,6 @@ class ExportGraph(Artifact):
             precision=self.precision,
         )
         trained = training.output().manifest()
-        tasks = (index_task, model_task, packed, training)
         of_candidate = ("best_step", "validation_loss", "validation_accuracy", "learning_rate", "weight_decay", "label_smoothing")
         kept = (*of_candidate, "test_count", "test_correct", "test_accuracy", "test_interval")
         counted = ("photos", "classes", "splits", "skipped", "reencoded_count", "reencoded")
@@ -392,8 +390,7 @@ class ExportGraph(Artifact):
             "backbone": dataclasses.asdict(backbones.load(model_task.folder)),
             **{name: trained[name] for name in kept},
             **{name: packed.output().manifest()[name] for name in counted},
-            "keys": {task.task_family: task.key for task in tasks},
-            "timings": {task.task_family: task.output().manifest()["seconds"] for task in tasks},
+            "timings": {task.task_family: task.output().manifest()["seconds"] for task in self.requires()},
         }
 
 
@@ -410,15 +407,15 @@ class Export(QuietTask):
     @classmethod
     def get_param_values(cls, params: Any, args: Any, kwargs: Any) -> Any:
         """Put the profile's values between the command line's and luigi.cfg's."""
+        for name in luigi_program.given_empty(cls.get_task_family(), [name for name, _ in params]):
+            luigi_program.refuse(f"--{name.replace('_', '-')} is given without a value; give it one, or leave it out")
         try:
             settings.project()
             data = kwargs.get("data") or dict(params)["data"].task_value(cls.get_task_family(), "data")
             values = settings.profile(data).export
         except UserError as error:
-            if CmdlineParser.get_instance() and "no luigi.cfg" in str(error):
-                # Without a luigi.cfg Luigi would look for a central scheduler, and exit with 0 in the end.
-                console.complain(str(error))
-                raise SystemExit(FAILED) from None
+            if "no luigi.cfg" in str(error):  # without it Luigi would look for a central scheduler, and exit with 0 in the end
+                luigi_program.refuse(str(error))
             values = {}  # run() says what is wrong with the profile
         given_globally = getattr(CmdlineParser.get_instance(), "known_args", None)
         for name, parameter in params:
@@ -436,11 +433,9 @@ class Export(QuietTask):
         """Raise UserError for a setting that is unknown or not allowed."""
         profile = settings.profile(self.data)
         names = [name for name, _ in self.get_params() if name != "data"]
-        settings.refuse_unknown(profile.export, names, f"[Export] of {profile.file}")
-        families = [
-            task.get_task_family() for task in (FetchImages, IndexImages, DownloadModel, ComputeBottlenecks, TrainFinalLayer, ExportGraph)
-        ]
-        settings.check_configuration(["data", *names], families)
+        settings.check_section(profile.export, names, f"[Export] of {profile.file}")
+        settings.check_fallback(profile)
+        settings.check_configuration(["data", *names])
         settings.check_parameters(self)
         _ = self.identified_model, self.start  # raise for what cannot be found
         if self.testing_percentage + self.validation_percentage > 90:
@@ -452,7 +447,8 @@ class Export(QuietTask):
     @property
     def photos_folder(self) -> Path:
         """Where the photos are, or will be."""
-        return Path(self.images).expanduser().resolve() if self.images else settings.paths(self.data).image_dir / self.data
+        folder = Path(self.images).expanduser() if self.images else settings.paths(self.data).image_dir / self.data
+        return folder.resolve()  # what is fetched moves in from beside it, and a link has another file system beside it
 
     @property
     def fallback(self) -> Export | None:
@@ -472,9 +468,8 @@ class Export(QuietTask):
         """The export whose final layer the training starts from. Raises UserError for one that cannot be found."""
         if not self.init_from:
             return None
-        exports = settings.paths(self.data).exports
-        version = registry.find(self.init_from, exports)
-        if version.parent == (exports / self.data).resolve() and version.name != Path(self.init_from).name:
+        version = registry.find(self.init_from, settings.exports_of(self.init_from))
+        if version.parent == (settings.paths(self.data).exports / self.data).resolve() and version.name != Path(self.init_from).name:
             raise UserError(
                 f"init_from = {self.init_from} is another version after each run, so that each run would train anew; name {shown(version)}"
             )
@@ -506,7 +501,7 @@ class Export(QuietTask):
         """The published version, if it is what these photos and settings give."""
         paths = settings.paths(self.data)
         version = registry.live(paths.exports / self.data)
-        if version is None or registry.key_of(version) != self.classifier.key:
+        if version is None or registry.key_of(version) != self.classifier.key or files.damage(version):
             return None
         return version if all(files.same_content(version / name, copy) for name, copy in self.copies.items()) else None
 
@@ -555,14 +550,17 @@ class Export(QuietTask):
                     say_up_to_date(fallback)
                 return
             yield self.classifier
+            self.classifier.mend()
             exports = settings.paths(self.data).exports / self.data
-            known = {registry.key_of(version) for version in registry.versions(exports)}
+            before = registry.versions(exports)
+            if (was_live := registry.live(exports)) and (damage := files.damage(was_live)):
+                console.warn(f"{shown(was_live)} is damaged ({damage}); a new version takes its place")
             version = registry.publish(self.classifier.folder, exports, console.note)
             for name, copy in self.copies.items():
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 files.write_atomic(copy, (version / name).read_bytes())
             self._published = True
-        if self.classifier.key in known:
+        if version in before:
             console.say(f"{self.data}: back to {shown(version)}, which was made before with these photos and settings")
         for line in result_lines(self.data, version, self.classifier):
             console.say(line)
@@ -571,18 +569,18 @@ class Export(QuietTask):
 def result_lines(data: str, version: Path, classifier: ExportGraph) -> list[str]:
     """What a person wants to know at the end of a run."""
     manifest = files.read_json(version / files.MANIFEST)
-    training = classifier.requires()
+    _, _, packed, training = classifier.requires()
     lines = [
         f"{data}: {manifest['photos']} photos in {len(manifest['labels'])} classes, "
         f"{manifest['backbone']['name']}, best at step {manifest['best_step']}",
         f"test accuracy {accuracy_in_words(manifest)}",
         f"graph    {shown(version / 'output_graph.pb')}",
         f"labels   {shown(version / 'labels.txt')}",
-        f"curves   {shown(Path(sys.executable).with_name('tensorboard'))} --logdir {shown(training.folder)}",
-        f"predict  {shown(Path(sys.executable))} -m pipeline predict {shlex.quote(data)} PHOTO.jpg",
+        f"curves   {shlex.join([shown(Path(sys.executable).with_name('tensorboard')), '--logdir', shown(training.folder)])}",
+        f"predict  {shlex.join([shown(Path(sys.executable)), '-m', 'pipeline', 'predict', data, 'PHOTO.jpg'])}",
     ]
     if manifest["skipped"]:
-        lines.insert(1, f"left out {manifest['skipped']}, listed with the reasons in {shown(training.requires().folder / SKIPPED)}")
+        lines.insert(1, f"left out {manifest['skipped']}, listed with the reasons in {shown(packed.folder / SKIPPED)}")
     return lines
 
 
@@ -670,5 +668,7 @@ def _matters(record: logging.LogRecord) -> bool:
     return not isinstance(error, UserError) and "is an external data dependency" not in record.getMessage()
 
 
+if luigi_program.is_running():
+    luigi_program.say_in_one_line()
 logging.getLogger("luigi-interface").addFilter(_matters)
 warnings.filterwarnings("ignore", category=UnconsumedParameterWarning)  # Export.check makes it an error

@@ -81,6 +81,14 @@ class Project:
     def pipeline(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self.run([sys.executable, "-m", "pipeline", *arguments])
 
+    def own_models(self, model_dir: Path) -> Path:
+        """Give the project a copy of the models, to be damaged; return the folder of the default one."""
+        shutil.copytree(model_dir, self.root / "models")
+        config = (self.root / "luigi.cfg").read_text()
+        (self.root / "luigi.cfg").write_text(config.replace(f"model_dir = {model_dir}", "model_dir = models"))
+        (folder,) = (self.root / "models").glob("efficientnet-lite0-*")
+        return folder
+
     def live(self, name: str) -> Path:
         return (self.root / "exports" / name / "latest").resolve()
 

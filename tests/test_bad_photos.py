@@ -354,7 +354,7 @@ def test_a_run_lists_what_it_left_out_and_what_it_reencoded(copy_of_finished: Pr
     manifest = files.read_json(project.live("colours") / files.MANIFEST)
     assert (manifest["skipped"], manifest["reencoded_count"]) == (2, 2)
     assert manifest["reencoded"] == ["red/caf\N{REPLACEMENT CHARACTER}.tiff", "red/turned.jpg"]
-    packed = project.root / "store/runs/ComputeBottlenecks" / manifest["keys"]["ComputeBottlenecks"]
+    packed = project.root / "store/runs/ComputeBottlenecks" / manifest["parents"]["ComputeBottlenecks"]
     assert files.read_json(packed / files.MANIFEST)["reencoded"] == manifest["reencoded"]
     skipped = {photo.path: photo.problem for photo in dataset.read_skipped(packed / "skipped.csv")}
     assert skipped == {

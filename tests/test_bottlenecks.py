@@ -127,6 +127,19 @@ def test_two_runs_on_one_cache_end_in_whole_files(folder: Path, photos: list[Pho
     assert not list(cache.path("").parent.rglob("*.tmp"))
 
 
+def test_what_another_run_has_computed_meanwhile_is_not_computed_again(folder: Path, photos: list[Photo], cache: VectorCache) -> None:
+    calls: list[bytes] = []
+
+    def overtaken(data: bytes, drawn: np.ndarray) -> np.ndarray:
+        calls.append(data)
+        if len(calls) == 1:
+            bottlenecks.compute(photos, folder, lambda: STAND_IN, cache)
+        return vector_of(data)
+
+    filled = bottlenecks.compute(photos, folder, lambda: Network(overtaken, 1), cache)
+    assert (filled.computed, filled.cached, len(calls)) == (1, 59, 1)
+
+
 # --- Distorted views ---------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -31,6 +32,16 @@ def test_predict_takes_an_export_from_outside_a_project(
     assert main(["predict", str(finished.live("colours")), "green/000.png"]) == 0
     assert capsys.readouterr().out.startswith("green/000.png: green ")
     assert main(["predict", "colours", "green/000.png"]) == 30
+
+
+def test_predict_finds_an_export_where_the_profile_puts_it(copy_of_finished: Project) -> None:
+    shutil.move(copy_of_finished.root / "exports", copy_of_finished.root / "shipped")
+    copy_of_finished.profile("colours", "[paths]\nexports = shipped\n")
+    done = copy_of_finished.pipeline("predict", "colours", "data/colours/red/000.png")
+    assert done.stdout.startswith("data/colours/red/000.png: red "), done.stderr
+    copy_of_finished.profile("colours", "[paths]\nexprots = shipped\n")
+    done = copy_of_finished.pipeline("predict", "colours", "data/colours/red/000.png")
+    assert done.stderr.startswith("error: 'exprots' is unknown in [paths] of ")
 
 
 def test_a_photo_that_cannot_be_read_shows_in_the_exit_code(finished: Project, tmp_path: Path) -> None:
@@ -64,6 +75,16 @@ def test_a_reader_that_goes_away_is_no_error(finished: Project, tmp_path: Path) 
 def test_a_mistake_is_one_line(finished: Project, arguments: list[str], message: str) -> None:
     done = finished.pipeline("predict", *arguments)
     assert (done.returncode, done.stdout, done.stderr) == (30, "", message)
+
+
+def test_a_damaged_model_is_made_again(copy_of_finished: Project, model_dir: Path) -> None:
+    graph = copy_of_finished.own_models(model_dir) / "graph.pb"
+    whole = graph.read_bytes()
+    graph.write_bytes(whole[:1000] + bytes(1000) + whole[2000:])  # no size shows it
+    done = copy_of_finished.pipeline("classify", "data/colours/red/000.png")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == f"warning: {graph.parent} is damaged (graph.pb was altered); it is made again\n"
+    assert graph.read_bytes() == whole
 
 
 # --- The cache ---------------------------------------------------------------------------------------------------------

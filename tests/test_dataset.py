@@ -90,7 +90,10 @@ def test_links_are_followed_but_not_round_in_a_circle(tmp_path: Path) -> None:
     (root / "red" / "linked").symlink_to(tmp_path / "elsewhere" / "more")
     (root / "red" / "circle").symlink_to(root / "red")
     (root / "red" / "dangling.jpg").symlink_to(tmp_path / "nothing")
+    (root / "red" / "round").symlink_to(root)  # would bring every class in under "red"
+    make_photos(root, 1, ("blue",))
     found = {p.path: p.problem for p in scan(root)}
+    assert found.pop("blue/000.png") == ""
     assert found.pop("red/dangling.jpg").startswith("cannot be read")
     assert found == {"red/000.png": "", "red/linked/000.png": ""}
 
@@ -261,6 +264,8 @@ def test_warnings_name_what_a_person_should_know() -> None:
         (many("a", 30) + many("b\nc", 30), "cannot be a line of labels.txt"),
         (many("a", 30) + many("caf\udce9", 30), "cannot be a line of labels.txt"),
         (many("a", 30) + [replace(p, problem="bad") for p in many("b", 10)], "10 of 40 photos cannot be used"),
+        ([Photo("a/", "a", problem="empty"), Photo("b/", "b", problem="empty")], "the data set has no class with photos"),
+        ([Photo(f"{i}.jpg", "", problem="beside") for i in range(60)], "one for each class; move the 60 that lie beside the folders into"),
     ],
 )
 def test_what_no_classifier_can_be_made_of_is_said(photos: list[Photo], message: str) -> None:
@@ -273,10 +278,38 @@ def test_the_unreadable_limit_is_a_setting() -> None:
     assert len(index(photos, unreadable_limit=40).skipped) == 30
 
 
+def test_what_is_no_photo_of_a_class_counts_for_no_unreadable_one() -> None:
+    empty = [Photo(f"class {i}/", f"class {i}", problem="the folder holds no photo") for i in range(40)]
+    found = index(many("a", 30) + many("b", 30) + empty + [Photo("loose.jpg", "", problem="it lies beside")])
+    assert found.warnings == [
+        "photos that lie beside the class folders are left out: loose.jpg",
+        "classes without a photo that can be used are left out: class 0, class 1, class 10, class 11, class 12 and 35 more",
+    ]
+    assert dataset.figures(found)["skipped"] == 1
+
+
 def test_skipped_photos_come_back_from_their_file(tmp_path: Path) -> None:
-    skipped = [Photo("a/b, c.jpg", "a", problem='a "reason"')]
+    skipped = [
+        Photo("a/b, c.jpg", "a", problem='a "reason"'),
+        Photo("loose.jpg", "", problem="it lies beside"),
+        Photo("only notes/", "only notes", problem="the folder holds no photo"),
+    ]
     dataset.write_skipped(tmp_path / "skipped.csv", skipped)
     assert dataset.read_skipped(tmp_path / "skipped.csv") == skipped
+
+
+def test_a_folder_named_gives_the_photos_that_a_training_would_take(tmp_path: Path) -> None:
+    make_photos(tmp_path / "photos", 3, ("red", "__MACOSX"))
+    make_photos(tmp_path / "elsewhere", 1, ("more",))
+    red = tmp_path / "photos/red"
+    (red / "000.png").rename(tmp_path / "photos/noext")
+    (red / "001.png").rename(red / "photo.dat")
+    (red / "notes.dat").write_text("no photo")
+    (red / "linked").symlink_to(tmp_path / "elsewhere/more")
+    (red / "round").symlink_to(tmp_path / "photos")
+    os.mkfifo(red / "pipe.jpg")  # whoever opens it waits for ever
+    found = dataset.photos_in([str(tmp_path / "photos")])
+    assert [str(path.relative_to(tmp_path / "photos")) for path in found] == ["noext", "red/002.png", "red/linked/000.png", "red/photo.dat"]
 
 
 def test_names_are_files_or_folders(tmp_path: Path) -> None:

@@ -42,6 +42,17 @@ def test_the_first_folder_to_arrive_is_kept(tmp_path: Path) -> None:
     assert not (tmp_path / "second").exists()
 
 
+def test_a_folder_with_hidden_files_alone_makes_room(tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new/photo").write_text("x")
+    (tmp_path / "output/.git").mkdir(parents=True)
+    (tmp_path / "output/.gitkeep").write_text("kept")
+    files.move_folder(tmp_path / "new", tmp_path / "output")
+    assert sorted(path.name for path in (tmp_path / "output").iterdir()) == [".git", ".gitkeep", "photo"]
+    assert (tmp_path / "output/.gitkeep").read_text() == "kept"
+    assert not (tmp_path / "new").exists()
+
+
 HOLD = """
 import sys, time
 from pathlib import Path
@@ -98,3 +109,25 @@ def test_a_lock_is_held_by_one_at_a_time(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert most == 1
+
+
+def test_damage_to_a_finished_folder_is_named(tmp_path: Path) -> None:
+    def finished() -> Path:
+        (tmp_path / "deep").mkdir(exist_ok=True)
+        (tmp_path / "deep/a.txt").write_text("abc")
+        (tmp_path / "b.txt").write_text("")
+        files.write_manifest(tmp_path, {"key": "k"})
+        return tmp_path
+
+    assert files.damage(tmp_path) == "manifest.json is missing or damaged"
+    assert files.damage(finished(), contents=True) == ""
+    assert files.damage(tmp_path, names=["b.txt", "c.txt"]) == "c.txt is not in manifest.json"
+    (tmp_path / "notes").write_text("a further file is nobody's concern")
+    (tmp_path / "deep/a.txt").write_text("xyz")
+    assert files.damage(tmp_path) == ""
+    assert files.damage(tmp_path, contents=True) == "deep/a.txt was altered"
+    assert files.damage(tmp_path, contents=True, names=["b.txt"]) == ""
+    (tmp_path / "deep/a.txt").write_text("abcd")
+    assert files.damage(tmp_path) == "deep/a.txt has 4 bytes and not 3"
+    (tmp_path / "deep/a.txt").unlink()
+    assert files.damage(tmp_path) == "deep/a.txt is missing"

@@ -14,7 +14,7 @@ def classifier(folder: Path, key: str) -> Path:
     folder.mkdir(parents=True)
     for name in ("output_graph.pb", "labels.txt"):
         (folder / name).write_text(key)
-    files.write_json(folder / files.MANIFEST, {"key": key})
+    files.write_manifest(folder, {"key": key})
     return folder
 
 
@@ -96,7 +96,7 @@ def test_a_kill_while_copying_leaves_the_last_good_one_live(tmp_path: Path, monk
     first = publish(tmp_path, KEYS[0])
     original = shutil.copytree
 
-    def half(source: Path, destination: Path, copy_function: object) -> None:
+    def half(source: Path, destination: Path) -> None:
         destination.mkdir()
         (destination / files.MANIFEST).write_text("{")
         original(destination, destination.with_name(".0002-killed.1-a.tmp"))  # what kill -9 would leave
@@ -120,3 +120,27 @@ def test_find_takes_a_folder_a_graph_or_a_data_set(tmp_path: Path, monkeypatch: 
         registry.find("roses", tmp_path / "exports")
     with pytest.raises(UserError, match="none is published yet: run make retrain first"):
         registry.find("roses", tmp_path / "nothing")
+
+
+def test_a_damaged_version_is_not_made_live_again(tmp_path: Path) -> None:
+    first = publish(tmp_path, KEYS[0])
+    publish(tmp_path, KEYS[1])
+    (first / "labels.txt").write_text("x" * 16)  # of the same size
+    assert publish(tmp_path, KEYS[0]).name == "0003-aaaaaaaa"
+    assert (tmp_path / "exports/latest/labels.txt").read_text() == KEYS[0]
+
+
+def test_a_damaged_classifier_is_not_published(tmp_path: Path) -> None:
+    first = publish(tmp_path, KEYS[0])
+    (classifier(tmp_path / "runs" / KEYS[1], KEYS[1]) / "labels.txt").write_text("x" * 16)
+    with pytest.raises(UserError, match=r"is not published, it is damaged \(labels.txt was altered\); remove it and run again"):
+        publish(tmp_path, KEYS[1])
+    assert registry.live(tmp_path / "exports") == first
+    assert registry.versions(tmp_path / "exports") == [first]
+
+
+def test_what_is_written_into_a_published_file_does_not_reach_the_original(tmp_path: Path) -> None:
+    version = publish(tmp_path, KEYS[0])
+    with open(version / "labels.txt", "r+b") as file:
+        file.truncate(3)
+    assert (tmp_path / "runs" / KEYS[0] / "labels.txt").read_text() == KEYS[0]

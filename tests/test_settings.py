@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from conftest import Project
 from luigi.configuration import get_config
 
-from pipeline import Export, settings
+from pipeline import Export, files, settings, tasks
 from pipeline.errors import UserError
 
 
@@ -22,6 +23,7 @@ def inside(project: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[Projec
     config.read(project.root / "luigi.cfg")
     luigi.task_register.Register.clear_instance_cache()
     yield project
+    config.defaults().clear()
     for section in config.sections():
         config.remove_section(section)
     luigi.task_register.Register.clear_instance_cache()
@@ -37,6 +39,9 @@ def test_profile_beats_luigi_cfg_beats_default(inside: Project) -> None:
     assert Export(data="mine", learning_rate=0.9).learning_rate == (0.9,)
 
 
+URL = "[images]\nurl = http://127.0.0.1:9/x.tgz\nsha256 = 00\nbytes = 1\n"
+
+
 @pytest.mark.parametrize(
     ("profile", "message"),
     [
@@ -48,6 +53,11 @@ def test_profile_beats_luigi_cfg_beats_default(inside: Project) -> None:
         ("[images]\nbytes = many\n", "bytes = 'many' .* a whole number is wanted"),
         ("learning_rate = 1\n", r"begins without a section; put \[Export\] above the settings"),
         ("[images]\nurl = 100%\n", "a % is written %%"),
+        ("[DEFAULT]\nseeed = 3\n", "'DEFAULT' is unknown in .*known are: Export, images, paths"),
+        ("[Export]\nlearning_rate =\n", r"learning_rate in \[Export\] of .* has no value; give it one, or remove the line"),
+        ("[images]\nfallback = other\n", r"has a fallback but no url, .*; name the archive, or remove it"),
+        (URL + "fallback = nosuch\n", r"fallback = nosuch in .*: there is no folder .*/data/nosuch, and no profile .*; name another"),
+        (URL + "fallback = mine\n", "fallback = mine in .*: it has a fallback itself; name a data set that has none"),
         (
             "[Export]\nlearning_rate = fast\n",
             "learning_rate = fast: a number from 1e-09 to 1000, or several with commas between, is allowed",
@@ -70,16 +80,45 @@ def test_a_mistake_in_a_profile_is_named_with_the_remedy(inside: Project, profil
 
 
 @pytest.mark.parametrize(
-    ("section", "key", "message"),
+    ("lines", "message"),
     [
-        ("Export", "learnin_rate", r"unknown in \[Export\] of luigi.cfg; is learning_rate meant"),
-        ("TrainFinalLayer", "learning_rate", r"\[TrainFinalLayer\] in luigi.cfg has no effect; every setting belongs into \[Export\]"),
+        ("[Export]\nlearnin_rate = 1\n", r"unknown in \[Export\] of luigi.cfg; is learning_rate meant"),
+        ("[Export]\nlearning_rate =\n", r"learning_rate in \[Export\] of luigi.cfg has no value"),
+        (
+            "[TrainFinalLayer]\nseed = 1\n",
+            r"\[TrainFinalLayer\] in luigi.cfg has no effect; every setting of a training belongs into \[Export\]",
+        ),
+        ("[Exprt]\nseed = 1\n", r"\[Exprt\] in luigi.cfg has no effect; is \[Export\] meant\?"),
+        ("[training]\nseed = 1\n", r"\[training\] in luigi.cfg has no effect"),
+        ("[DEFAULT]\nseed = 1\n", r"\[DEFAULT\] in luigi.cfg has no effect"),
     ],
 )
-def test_what_luigi_cfg_sets_in_vain_is_an_error(inside: Project, section: str, key: str, message: str) -> None:
-    get_config().set(section, key, "1")
+@pytest.mark.filterwarnings("ignore::luigi.parameter.UnconsumedParameterWarning")
+def test_what_luigi_cfg_sets_in_vain_is_an_error(inside: Project, lines: str, message: str) -> None:
+    with open("luigi.cfg", "a") as file:
+        file.write(lines)
+    get_config().read("luigi.cfg")
     with pytest.raises(UserError, match=message):
         Export(data="mine").check()
+
+
+def test_a_file_on_top_of_luigi_cfg_is_checked_too(inside: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    (inside.root / "configs/night.cfg").write_text("[Exprot]\nseed = 1\n")
+    monkeypatch.setenv("LUIGI_CONFIG_PATH", "configs/night.cfg")
+    with pytest.raises(UserError, match=r"\[Exprot\] in configs/night.cfg has no effect; is \[Export\] meant"):
+        Export(data="mine").check()
+
+
+def test_the_commands_that_are_printed_can_be_pasted(inside: Project) -> None:
+    inside.photos("my photos")
+    get_config().set("paths", "store", "the store")
+    figures = {"photos": 1, "labels": [], "best_step": 1, "test_accuracy": 1, "test_correct": 1, "test_count": 1, "skipped": 0}
+    version = inside.root / "exports/my photos/0001-ab"
+    version.mkdir(parents=True)
+    files.write_json(version / files.MANIFEST, {**figures, "backbone": {"name": "x"}, "test_interval": [0, 1]})
+    *_, curves, predict = tasks.result_lines("my photos", version, Export(data="my photos").classifier)
+    assert shlex.split(curves)[-1].startswith("the store/runs/TrainFinalLayer/")
+    assert shlex.split(predict)[-5:] == ["-m", "pipeline", "predict", "my photos", "PHOTO.jpg"]
 
 
 def test_several_numbers_are_written_with_commas(inside: Project) -> None:
@@ -159,9 +198,7 @@ def test_keys_follow_what_decides_the_content(inside: Project, tmp_path: Path) -
 
     def keys(**parameters: object) -> dict[str, str]:
         task = Export(data="mine", **parameters).classifier
-        training = task.requires()
-        packed = training.requires()
-        tasks = (task, training, packed, *packed.requires())
+        tasks = (task, *task.requires())
         return {one.task_family: one.key for one in tasks}
 
     plain = keys()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import fcntl
 import json
@@ -85,8 +86,8 @@ def test_the_manifest_says_key_parents_parameters_counts_timings_and_versions(fi
         assert {"python", "tensorflow", "luigi", "numpy"} <= says["versions"].keys()
         assert "images" not in says["parameters"]  # a path of the machine
     exported = manifest(finished.live("colours"))
-    assert exported["parents"] == {"TrainFinalLayer": the_run(finished, "TrainFinalLayer").name}
-    assert exported["keys"]["ComputeBottlenecks"] == the_run(finished, "ComputeBottlenecks").name
+    made = {task: the_run(finished, task).name for task in ("IndexImages", "ComputeBottlenecks", "TrainFinalLayer")}
+    assert exported["parents"] == {"DownloadModel": exported["parents"]["DownloadModel"], **made}
     assert exported["parameters"]["how_many_training_steps"] == "300"
     assert exported["photos"] == 30
 
@@ -399,6 +400,29 @@ def test_a_users_mistake_is_30(project: Project, arguments: tuple[str, ...], wor
     assert not (project.root / "store/runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("NoTask",), 30, "No task NoTask; the one to run is: luigi --module pipeline Export"),
+        (
+            ("TrainFinalLayer",),
+            30,
+            "TrainFinalLayer is a step of Export, which tells it what to work on; run: luigi --module pipeline Export",
+        ),
+        (("FetchImages",), 30, "FetchImages is a step of Export"),
+        (("Export", "--nosuch", "3"), 2, "unrecognized arguments: --nosuch 3; luigi --module pipeline Export --help lists the options"),
+        (("Export", "--data", ""), 30, "--data is given without a value; give it one, or leave it out"),
+        (("Export", "--Export-learning-rate", ""), 30, "--learning-rate is given without a value"),
+        (("Export", "--images="), 30, "--images is given without a value"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(project: Project, arguments: tuple[str, ...], code: int, words: str) -> None:
+    project.photos("flowers", 4)
+    done = project.run([str(BIN / "luigi"), "--module", "pipeline", *arguments])
+    assert_one_line(done, code, words)
+    assert (done.stdout, len(done.stderr.splitlines())) == ("", 1)
+
+
 def test_what_is_wrong_with_the_photos_is_said_before_any_network_runs(project: Project) -> None:
     project.photos("lonely", 5, labels=("red",))
     assert_one_line(project.export("--data", "lonely"), 30, "only one class with photos (red)")
@@ -415,14 +439,26 @@ def test_broken_photos_are_listed_and_left_out(project: Project) -> None:
     broken = bytearray((folder / "blue/002.png").read_bytes())
     broken[300:600] = bytes(300)  # header and end are whole: only decoding finds it
     (folder / "blue/002.png").write_bytes(broken)
+    shutil.copy(folder / "green/000.png", folder / "loose.png")
+    (folder / "notes").mkdir()
     done = project.export("--data", "mixed", *FEW_STEPS)
     assert done.returncode == 0, done.stderr
-    assert "left out 3, listed with the reasons in store/runs/ComputeBottlenecks/" in done.stdout
-    listed = (the_run(project, "ComputeBottlenecks") / "skipped.csv").read_text().splitlines()
-    assert listed[0] == "path,reason"
-    assert listed[1].startswith("blue/002.png,cannot be decoded")
-    assert listed[2] == "red/001.png,the PNG file is cut short"
-    assert listed[3] == "red/page.jpg,not an image that is read here (an HTML page)"
+    warnings = [line.removeprefix("warning: mixed: ") for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == len(set(warnings))  # nothing is said twice, though the split is checked again after the decoding
+    assert warnings[0] == "photos that lie beside the class folders are left out: loose.png"
+    assert "classes without a photo that can be used are left out: notes" in warnings
+    assert [line.partition(" (")[0] for line in warnings if line.startswith("left out")] == ["left out 2 of 31", "left out 3 of 31"]
+    assert "left out 4, listed with the reasons in store/runs/ComputeBottlenecks/" in done.stdout
+    with open(the_run(project, "ComputeBottlenecks") / "skipped.csv", newline="") as file:
+        reasons = dict(csv.reader(file))
+    assert reasons.pop("blue/002.png").startswith("cannot be decoded, ")
+    assert reasons == {
+        "path": "reason",
+        "loose.png": "it lies beside the class folders, and not in one",
+        "notes/": "the folder holds no photo",
+        "red/001.png": "the PNG file is cut short",
+        "red/page.jpg": "not an image that is read here (an HTML page)",
+    }
     assert manifest(project.live("mixed"))["photos"] == 28
 
 
@@ -459,6 +495,77 @@ def test_a_missing_permission_or_full_disk_is_one_line() -> None:
         raise ZeroDivisionError
 
 
+def flip_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["output_graph.pb", "labels.txt"])
+def test_a_damaged_export_is_noticed_and_published_again(copy_of_finished: Project, name: str) -> None:
+    before = exported_bytes(copy_of_finished, "colours")
+    with open(copy_of_finished.live("colours") / name, "r+b") as file:
+        file.truncate(5)  # in place, as a careless program does it
+    done = copy_of_finished.export("--data", "colours", *FEW_STEPS)
+    assert done.returncode == 0, done.stderr
+    assert re.search(rf"warning: exports/colours/0001-\w+ is damaged \({name} has 5 bytes and not [\d,]+\)", done.stderr)
+    assert copy_of_finished.live("colours").name.startswith("0002-")
+    assert exported_bytes(copy_of_finished, "colours") == before
+    assert len(done.stderr.splitlines()) == 2  # the settings, and the warning: nothing was made again
+
+    (copy_of_finished.live("colours") / name).unlink()
+    assert "0003-" in copy_of_finished.export("--data", "colours", *FEW_STEPS).stdout
+    assert exported_bytes(copy_of_finished, "colours") == before
+
+
+def test_what_cannot_be_trusted_is_not_published(copy_of_finished: Project) -> None:
+    """A change that no size shows: in what is published, and in the original."""
+    before = exported_bytes(copy_of_finished, "colours")
+    flip_a_byte(copy_of_finished.live("colours") / "output_graph.pb")
+    flip_a_byte(the_run(copy_of_finished, "ExportGraph") / "output_graph.pb")
+    predicted = copy_of_finished.pipeline("predict", "colours", "data/colours/red/000.png")
+    assert_one_line(predicted, 30, "output_graph.pb was altered", "remove it and run the training again")
+    shutil.rmtree(copy_of_finished.live("colours"))
+    done = copy_of_finished.export("--data", "colours", *FEW_STEPS)
+    assert done.returncode == 0, done.stderr
+    assert "is damaged (output_graph.pb was altered); it is made again" in done.stderr
+    assert exported_bytes(copy_of_finished, "colours") == before
+
+
+def test_outputs_that_are_damaged_or_gone_are_made_again_where_they_are_needed(copy_of_finished: Project, model_dir: Path) -> None:
+    project = copy_of_finished
+    model = project.own_models(model_dir)
+    packed, training, index = (the_run(project, task) for task in ("ComputeBottlenecks", "TrainFinalLayer", "IndexImages"))
+    whole = {path: path.read_bytes() for folder in (model, packed, training, index) for path in folder.rglob("*") if path.is_file()}
+
+    shutil.rmtree(index)
+    flip_a_byte(model / "graph.pb")  # no size shows it
+    os.truncate(packed / "bottlenecks.npy", 1000)
+    for path in training.glob("final_layer.ckpt*"):
+        path.unlink()
+    assert "nothing to do" in project.export("--data", "colours", *FEW_STEPS).stdout  # the export needs none of them
+
+    done = project.export("--data", "colours", *FEW_STEPS, "--final-tensor-name", "scores")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("warning: ") and "is damaged" in line]
+    assert len(said) == 3, done.stderr
+    assert any(f"{model} is damaged (graph.pb was altered); it is made again" in line for line in said)
+    timed = ("manifest.json", "events.out")  # hold times
+    for path, data in whole.items():
+        if not path.name.startswith(timed):
+            assert path.read_bytes() == data, path
+
+
+def test_a_damaged_snapshot_is_one_line_and_then_made_again(copy_of_finished: Project) -> None:
+    (snapshot,) = (copy_of_finished.root / "store/snapshots").iterdir()
+    lines = snapshot.read_text().splitlines(keepends=True)
+    snapshot.write_text("".join(lines[:-5]))
+    arguments = ("--data", "colours", *FEW_STEPS, "--seed", "3")
+    assert_one_line(copy_of_finished.export(*arguments), 30, str(snapshot), "run again")
+    assert copy_of_finished.export(*arguments).returncode == 0
+
+
 def test_a_damaged_manifest_is_an_unfinished_output(copy_of_finished: Project) -> None:
     before = exported_bytes(copy_of_finished, "colours")
     for folder in (
@@ -467,7 +574,6 @@ def test_a_damaged_manifest_is_an_unfinished_output(copy_of_finished: Project) -
         copy_of_finished.live("colours"),
     ):
         whole = (folder / "manifest.json").read_bytes()
-        (folder / "manifest.json").unlink()  # it may be shared with the store
         (folder / "manifest.json").write_bytes(whole[:100])
     done = copy_of_finished.export("--data", "colours", *FEW_STEPS)
     assert done.returncode == 0, done.stderr
@@ -499,6 +605,11 @@ DRAWN = "[images]\ndraw_per_class = 6\ndraw_seed = 1\n"
 def test_the_fallback_is_loud_named_and_remembered(project: Project) -> None:
     project.profile("real", UNREACHABLE)
     project.profile("drawn", DRAWN)
+    # An empty folder that is kept in git, and lies elsewhere: it makes room for what is drawn.
+    (project.root / "elsewhere/drawn").mkdir(parents=True)
+    (project.root / "elsewhere/drawn/.gitkeep").write_text("")
+    (project.root / "data").mkdir()
+    (project.root / "data/drawn").symlink_to("../elsewhere/drawn")
     first = project.export("--data", "real", *FEW_STEPS)
     assert first.returncode == 0, first.stderr
     assert (

@@ -1,0 +1,59 @@
+"""Mistakes on the command line of ``luigi``, said in one line where Luigi has a traceback or a page of usage.
+
+What goes wrong before ``--module pipeline`` is imported is out of reach: a ``luigi.cfg`` that cannot be read, another module.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import NoReturn
+
+from luigi.cmdline_parser import CmdlineParser
+from luigi.task_register import TaskClassNotFoundException
+
+from pipeline import console
+
+FAILED = 30
+WRONG_USAGE = 2  # as argparse has it
+
+EXPORT = "luigi --module pipeline Export"
+
+
+def is_running() -> bool:
+    """Whether this process is the ``luigi`` program, or ``python -m luigi``, and not a library's user."""
+    program = Path(sys.argv[0])
+    return program.name == "luigi" or program.parts[-2:] == ("luigi", "__main__.py")
+
+
+def say_in_one_line() -> None:
+    """From here on, a wrong option and an unknown task are a line each."""
+
+    def wrong_option(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+        console.complain(f"{message}; {EXPORT} --help lists the options")
+        raise SystemExit(WRONG_USAGE)
+
+    def unknown_task(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not isinstance(error, TaskClassNotFoundException):
+            return sys.__excepthook__(kind, error, trace)
+        console.complain(f"{str(error).partition('. ')[0]}; the one to run is: {EXPORT}")
+        raise SystemExit(FAILED)
+
+    argparse.ArgumentParser.error = wrong_option  # type: ignore[assignment, method-assign]
+    sys.excepthook = unknown_task
+
+
+def refuse(line: str) -> None:
+    """End the ``luigi`` program with an error, before any task exists that could fail; elsewhere do nothing."""
+    if CmdlineParser.get_instance():
+        console.complain(line)
+        raise SystemExit(FAILED) from None
+
+
+def given_empty(family: str, names: Iterable[str]) -> list[str]:
+    """The options of the task ``family`` that stand on the command line with an empty value, which Luigi takes for not given."""
+    given = vars(getattr(CmdlineParser.get_instance(), "known_args", argparse.Namespace()))
+    return [name for name in names if "" in (given.get(name), given.get(f"{family}_{name}"))]
