@@ -131,47 +131,65 @@ def compute(
     reasons: dict[str, str] = {}
     if missing:
         network = load()
-        missing = _in_stretches(missing)
         report(there, len(unique))
-        outcomes = map_in_threads(lambda row: _compute_one(row, folder, network, drawn(row), cache), missing, network.threads)
-        for done, (row, problem) in enumerate(zip(missing, outcomes), 1):
-            if problem:
-                reasons[row.sha256] = problem
-            computed += problem == ""
-            overtaken += problem is None
+        done = 0
+        batches = _in_batches(missing, network.batch)
+        for batch, outcomes in zip(
+            batches, map_in_threads(lambda batch: _compute_batch(batch, folder, network, drawn, cache), batches, network.threads)
+        ):
+            for row, problem in zip(batch, outcomes):
+                if problem:
+                    reasons[row.sha256] = problem
+                computed += problem == ""
+                overtaken += problem is None
+            done += len(batch)
             report(there + done, len(unique))
     problems = {row.path: reasons[row.sha256] for row in rows if row.sha256 in reasons}
     return Filled(computed, there + overtaken, damaged, problems)
 
 
-def _in_stretches(rows: list[Photo]) -> list[Photo]:
-    stretches = [rows[start : start + PHOTOS_IN_A_STRETCH] for start in range(0, len(rows), PHOTOS_IN_A_STRETCH)]
+def _in_batches(rows: list[Photo], size: int) -> list[list[Photo]]:
+    stretch = max(PHOTOS_IN_A_STRETCH, size)
+    stretches = [rows[start : start + stretch] for start in range(0, len(rows), stretch)]
     random.Random().shuffle(stretches)
-    return [row for stretch in stretches for row in stretch]
+    return [stretch[start : start + size] for stretch in stretches for start in range(0, len(stretch), size)]
 
 
 def _is_cached(row: Photo, cache: VectorCache) -> bool:
     return cache.read(row.sha256, row.view) is not None
 
 
-def _compute_one(row: Photo, folder: Path, network: Network, drawn: np.ndarray, cache: VectorCache) -> str | None:
-    """Compute and keep one vector. Returns the problem, or an empty text; None where another run has kept it meanwhile."""
-    if _is_cached(row, cache):
-        return None
-    try:
-        data = images.read_file(folder / row.path)
-    except BadImage as error:
-        return str(error)
+def _compute_batch(
+    rows: Sequence[Photo], folder: Path, network: Network, drawn: Callable[[Photo], np.ndarray], cache: VectorCache
+) -> list[str | None]:
+    """Compute and keep some vectors. Returns for each the problem, or an empty text; None where another run has kept it meanwhile."""
+    outcomes: list[str | None] = [None if _is_cached(row, cache) else "" for row in rows]
+    encoded: dict[int, bytes] = {}
+    for number, row in enumerate(rows):
+        if outcomes[number] is not None:
+            try:
+                encoded[number] = _encoded(row, folder)
+            except BadImage as error:
+                outcomes[number] = str(error)
+    if encoded:
+        vectors = network.vectors(list(encoded.values()), [drawn(rows[number]) for number in encoded])
+        for number, vector in zip(encoded, vectors):
+            if isinstance(vector, BadImage):
+                outcomes[number] = str(vector)
+            elif not np.isfinite(vector).all():
+                outcomes[number] = "the network gives numbers for it that are not finite"
+            else:
+                cache.write(vector, rows[number].sha256, rows[number].view)
+    return outcomes
+
+
+def _encoded(row: Photo, folder: Path) -> bytes:
+    """The bytes of a row's photo, as TensorFlow reads them rightly. Raises BadImage."""
+    data = images.read_file(folder / row.path)
     if files.sha256_bytes(data) != row.sha256:
-        return "it changed while the run was going on; the next run takes it as it is then"
-    try:
-        vector = network(images.readable_bytes(data), drawn)
-    except BadImage as error:
-        return str(error)
-    if not np.isfinite(vector).all():
-        return "the network gives numbers for it that are not finite"
-    cache.write(vector, row.sha256, row.view)
-    return ""
+        raise BadImage("it changed while the run was going on; the next run takes it as it is then")
+    # The scan has looked at the header of these very bytes.
+    return images.readable_bytes(data) if row.reencode else data
 
 
 @dataclass

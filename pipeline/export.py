@@ -196,4 +196,4 @@ def load_network(path: Path, final_tensor_name: str) -> Network:
     with tf.Graph().as_default():
         tensors = load_graph(path, final_tensor_name)
         run = session(threads=usable_cores()).make_callable(tensors.probabilities[0], [tensors.image_bytes])
-    return Network(lambda data, _: run([data]), usable_cores())
+    return Network(lambda data, _: run([data])[np.newaxis], batch=1, threads=usable_cores())

@@ -74,4 +74,4 @@ def load_pretrained(folder: Path) -> Classifier:
     Raises UserError where it has no classifier, or its classes have no names.
     """
     labels = backbones.class_names(folder)
-    return Classifier(network.load(folder, backbones.SOFTMAX), labels)
+    return Classifier(network.load(folder, backbones.SOFTMAX, batch=1), labels)

@@ -129,7 +129,7 @@ def decoder() -> Network:
     with tf.Graph().as_default():
         encoded = tf.placeholder(tf.string, [])
         run = session(threads=1).make_callable(images.decode_and_resize(encoded, 8), [encoded])
-        return Network(lambda data, _: run(data), threads=1)
+        return Network(lambda data, _: run(data)[np.newaxis], batch=1, threads=1)
 
 
 def check(data: bytes, decode: Network) -> str:

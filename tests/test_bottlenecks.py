@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import threading
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from pipeline import bottlenecks, checkpoint, dataset, files
 from pipeline.backbones import Backbone
 from pipeline.bottlenecks import Extraction, Statistics
 from pipeline.dataset import Photo
-from pipeline.errors import BadImage, UserError
+from pipeline.errors import UserError
 from pipeline.images import Distortions
 from pipeline.network import Network
 from pipeline.tensorflow_v1 import tf
@@ -28,7 +29,12 @@ def vector_of(data: bytes) -> np.ndarray:
     return np.random.default_rng(zlib.crc32(data)).normal(size=WIDTH).astype(np.float32)
 
 
-STAND_IN = Network(lambda data, drawn: vector_of(data), threads=2)
+def one_by_one(run: Callable[[bytes, np.ndarray], np.ndarray], threads: int = 2) -> Network:
+    """A network that takes an image at a time."""
+    return Network(lambda data, drawn: run(data, drawn)[np.newaxis], batch=1, threads=threads)
+
+
+STAND_IN = Network(lambda *given: np.stack([vector_of(data) for data in given[:3]]), batch=3, threads=2)
 
 
 @pytest.fixture
@@ -62,7 +68,7 @@ def test_each_content_is_computed_once(folder: Path, photos: list[Photo], cache:
             calls.append(1)
         return vector_of(data)
 
-    filled = bottlenecks.compute([*photos, twin], folder, lambda: Network(lambda data, drawn: network(data), 2), cache)
+    filled = bottlenecks.compute([*photos, twin], folder, lambda: one_by_one(lambda data, drawn: network(data)), cache)
     assert (filled.computed, filled.cached, filled.problems) == (60, 0, {})
     assert len(calls) == 60
     assert cache.read(twin.sha256).tobytes() == vector_of((folder / "red/000.png").read_bytes()).tobytes()  # type: ignore[union-attr]
@@ -93,16 +99,16 @@ def test_a_photo_that_fails_is_named_with_its_reason_and_the_others_go_on(folder
 
     def network(data: bytes) -> np.ndarray:
         if data == refused:
-            raise BadImage("cannot be decoded: broken in the middle")
+            raise tf.errors.InvalidArgumentError(None, None, "broken in the middle")
         if data == (folder / "blue/007.png").read_bytes():
             return np.full(WIDTH, np.inf, np.float32)
         return vector_of(data)
 
-    filled = bottlenecks.compute(photos, folder, lambda: Network(lambda data, drawn: network(data), 2), cache)
+    filled = bottlenecks.compute(photos, folder, lambda: one_by_one(lambda data, drawn: network(data)), cache)
     assert filled.problems == {
         "blue/001.png": "it changed while the run was going on; the next run takes it as it is then",
         "blue/003.png": "cannot be read: No such file or directory",
-        "blue/005.png": "cannot be decoded: broken in the middle",
+        "blue/005.png": "cannot be decoded, it is damaged or of a rare kind: broken in the middle",
         "blue/007.png": "the network gives numbers for it that are not finite",
     }
     assert filled.computed == 56
@@ -136,7 +142,7 @@ def test_what_another_run_has_computed_meanwhile_is_not_computed_again(folder: P
             bottlenecks.compute(photos, folder, lambda: STAND_IN, cache)
         return vector_of(data)
 
-    filled = bottlenecks.compute(photos, folder, lambda: Network(overtaken, 1), cache)
+    filled = bottlenecks.compute(photos, folder, lambda: one_by_one(overtaken, 1), cache)
     assert (filled.computed, filled.cached, len(calls)) == (1, 59, 1)
 
 
@@ -158,10 +164,10 @@ def test_views_are_rows_of_the_training_photos_and_computed_once(folder: Path, p
         return vector_of(data + drawn.tobytes())
 
     rows = [*photos, *views]
-    bottlenecks.compute(rows, folder, lambda: Network(network, 2), cache, drawn=DISTORTED.drawn)
+    bottlenecks.compute(rows, folder, lambda: one_by_one(network), cache, drawn=DISTORTED.drawn)
     assert len(seen) == len(rows)
     assert sorted(seen.values()) == [0] * len(photos) + [7] * len(views)
-    again = bottlenecks.compute(rows, folder, lambda: Network(network, 2), cache, drawn=DISTORTED.drawn)
+    again = bottlenecks.compute(rows, folder, lambda: one_by_one(network), cache, drawn=DISTORTED.drawn)
     assert (again.computed, again.cached) == (0, len(rows))
     bottlenecks.pack(rows, cache, WIDTH, tmp_path)
     data = (folder / views[5].path).read_bytes()

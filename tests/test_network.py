@@ -32,17 +32,23 @@ def test_the_same_bytes_from_any_number_of_threads(backbone_folder: Path, pictur
         assert [vector.tobytes() for vector in pool.map(loaded, pictures)] == alone
 
 
-def test_what_meets_in_batches_comes_apart_again(backbone_folder: Path, pictures: list[bytes]) -> None:
-    """As on a GPU: each thread gets the vector of its own photo, to the rounding of a larger batch, and its own error."""
-    single, batched = network.load(backbone_folder), network.load(backbone_folder, batch=4)
-    assert batched.threads == 8
-    with ThreadPoolExecutor(batched.threads) as pool:
-        broken = pool.submit(batched, pictures[0][:200])
-        together = list(pool.map(batched, pictures))
-        with pytest.raises(BadImage, match="cannot be decoded"):
-            broken.result()
-    for data, vector in zip(pictures, together):
-        assert relative(vector, single(data)) < 1e-5
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_batch_is_the_photos_one_by_one(backbone_folder: Path, pictures: list[bytes], batch: int) -> None:
+    """To the rounding of a larger product; and what cannot be decoded has a reason of its own, and harms no other."""
+    loaded = network.load(backbone_folder)
+    assert loaded.batch == 4
+    broken = pictures[0][:200]
+    vectors = loaded.vectors([pictures[0], broken, pictures[1], pictures[2]], [images.AS_IT_IS] * 4)
+    assert isinstance(vectors[1], BadImage)
+    other = network.load(backbone_folder, batch=batch)
+    for data, vector in zip(pictures, [vectors[0], *vectors[2:]]):
+        assert relative(vector, other(data)) < 1e-5  # type: ignore[arg-type]
+
+
+def test_a_vector_does_not_depend_on_the_photos_beside_it(backbone_folder: Path, pictures: list[bytes]) -> None:
+    loaded = network.load(backbone_folder)
+    together = loaded.vectors(pictures[:4], [images.AS_IT_IS] * 4)
+    assert [vector.tobytes() for vector in together] == [loaded(data).tobytes() for data in pictures[:4]]  # type: ignore[union-attr]
 
 
 def test_a_photo_that_fails_only_when_decoded_has_a_reason(backbone_folder: Path, pictures: list[bytes]) -> None:
