@@ -1,7 +1,7 @@
 """Tasks whose output is one folder, named by a key of everything that decides its content.
 
 A task works in ``work/<Task>/<key>/`` under a lock; what it finds there from a run that was killed, it goes on with. The
-manifest is written last, then the folder becomes the output by one rename.
+manifest is written last, then the folder becomes the output by one rename. Whoever reads an output has it mended first.
 """
 
 from __future__ import annotations
@@ -144,36 +144,41 @@ class Artifact(QuietTask):
         raise NotImplementedError
 
     def run(self) -> None:
-        for task in flatten(self.requires()):
-            task.mend()
         work = settings.paths().work(self.task_family, self.key)
-        with guarded(), files.locked(work.with_name(f"{work.name}.lock"), waiting=self._note_waiting):
-            damage = files.damage(self.folder, contents=True)
-            if not damage:  # the holder before us made it
-                return
-            if self.folder.is_dir():
-                console.warn(f"{self.folder} is damaged ({damage}); it is made again")
-            work.mkdir(parents=True, exist_ok=True)
-            files.sweep(work)
-            if any(work.iterdir()):
-                console.note(f"{self.task_family}: goes on where a run stopped before")
-            started = time.time()
-            results = self.make(work)
-            manifest = {
-                "task": self.task_family,
-                "key": self.key,
-                "code_version": self.VERSION,
-                "parameters": self.to_str_params(only_significant=True),
-                "parents": self.parents,
-                **results,
-                "finished": time.strftime(TIME_FORMAT, time.gmtime()),
-                "seconds": round(time.time() - started, 2),
-                "versions": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _VERSIONS}},
-            }
-            files.write_manifest(work, manifest)
-            if self.folder.is_dir():
-                shutil.rmtree(self.folder)
-            files.move_folder(work, self.folder)
+        with guarded():
+            for task in flatten(self.requires()):
+                task.mend()
+            with files.locked(work.with_name(f"{work.name}.lock"), waiting=self._note_waiting):
+                damage = files.damage(self.folder, contents=True)
+                if not damage:  # the holder before us made it
+                    return
+                if self.folder.is_dir():
+                    console.warn(f"{self.folder} is damaged ({damage}); it is made again")
+                self._finish(work)
+                if self.folder.is_dir():
+                    shutil.rmtree(self.folder)
+                files.move_folder(work, self.folder)
+
+    def _finish(self, work: Path) -> None:
+        """Make the output in ``work``, and write its manifest."""
+        work.mkdir(parents=True, exist_ok=True)
+        files.sweep(work)
+        if any(work.iterdir()):
+            console.note(f"{self.task_family}: goes on where a run stopped before")
+        started = time.time()
+        results = self.make(work)
+        manifest = {
+            "task": self.task_family,
+            "key": self.key,
+            "code_version": self.VERSION,
+            "parameters": self.to_str_params(only_significant=True),
+            "parents": self.parents,
+            **results,
+            "finished": time.strftime(TIME_FORMAT, time.gmtime()),
+            "seconds": round(time.time() - started, 2),
+            "versions": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _VERSIONS}},
+        }
+        files.write_manifest(work, manifest)
 
     def mend(self) -> None:
         """Make the output again, here and now, where its files are not what they were: whoever reads it next relies on them.

@@ -118,12 +118,15 @@ def damage(folder: Path, *, contents: bool = False, names: Sequence[str] | None 
         listed, path = manifest["files"].get(name), folder / name
         if listed is None:
             return f"{name} is not in {MANIFEST}"
-        if not path.is_file():
-            return f"{name} is missing"
-        if (size := path.stat().st_size) != listed["bytes"]:
-            return f"{name} has {size:,} bytes and not {listed['bytes']:,}"
-        if contents and sha256_file(path) != listed["sha256"]:
-            return f"{name} was altered"
+        try:
+            if not path.is_file():
+                return f"{name} is missing"
+            if (size := path.stat().st_size) != listed["bytes"]:
+                return f"{name} has {size:,} bytes and not {listed['bytes']:,}"
+            if contents and sha256_file(path) != listed["sha256"]:
+                return f"{name} was altered"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
     return ""
 
 
