@@ -344,7 +344,7 @@ class _Trainer:
         )
         done = checkpoints.restore(running) or 0
         train = running.make_callable(self.train_steps, [self.batches, self.truths, self.factors])
-        with Curves(folder / SUMMARIES, self.candidates, done) as curves:
+        with Curves(folder / SUMMARIES, [dataclasses.asdict(candidate) for candidate in self.candidates], done) as curves:
             report(done, steps)
             while done < steps and not self._is_patience_over(running, done):
                 start, done = done, self._next_stop(done)

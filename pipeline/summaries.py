@@ -7,11 +7,10 @@ summaries/candidate-0/validation loss and accuracy on the validation split
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,9 +19,6 @@ from pipeline import bottlenecks, dataset, files, images, pictures
 from pipeline.dataset import Photo, readable
 from pipeline.errors import BadImage
 from pipeline.tensorflow_v1 import session, tf
-
-if TYPE_CHECKING:
-    from pipeline.final_layer import Candidate
 
 MOST_HISTOGRAMS = 20
 """Histograms are large: the classic wrote 72 MB in 4,000 steps."""
@@ -33,7 +29,8 @@ CURVES = ("training", "validation")
 class Curves:
     """The event files of a training in one folder; one that goes on after a kill tells TensorBoard to drop what lies past ``start``."""
 
-    def __init__(self, folder: Path, candidates: Sequence[Candidate], start: int) -> None:
+    def __init__(self, folder: Path, candidates: Sequence[Mapping[str, float]], start: int) -> None:
+        """``candidates`` are what each was trained with, by name; ``start`` is the step to go on from."""
         self._folder, self._candidates = folder, candidates
         self._all = self._writer(folder, start)
         self._all.add_graph(tf.get_default_graph())
@@ -81,12 +78,11 @@ class Curves:
         """What was tried, for TensorBoard's HParams; the figures are the last ones of the curves."""
         from tensorboard.plugins.hparams import api
 
-        names = [field.name for field in dataclasses.fields(self._candidates[0])]
         metrics = [api.Metric(tag, group="validation", display_name=f"validation {tag}") for tag in ("accuracy", "loss")]
-        self._add(self._all, api.hparams_config_pb(hparams=[api.HParam(name) for name in names], metrics=metrics))
+        self._add(self._all, api.hparams_config_pb(hparams=[api.HParam(name) for name in self._candidates[0]], metrics=metrics))
         for number, candidate in enumerate(self._candidates):
             with tf.summary.FileWriter(str(self._folder / candidate_name(number))) as writer:
-                self._add(writer, api.hparams_pb(dataclasses.asdict(candidate), trial_id=candidate_name(number)))
+                self._add(writer, api.hparams_pb(dict(candidate), trial_id=candidate_name(number)))
 
     @staticmethod
     def _add(writer: tf.summary.FileWriter, proto: Any) -> None:
