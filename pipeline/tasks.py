@@ -625,9 +625,13 @@ def say_up_to_date(task: Export) -> None:
 @Export.event_handler(luigi.Event.DEPENDENCY_DISCOVERED)
 def _say_settings(task: Export, _: luigi.Task) -> None:
     file = settings.profile(task.data).file
-    given = {name: parameter.serialize(getattr(task, name)) for name, parameter in task.get_params() if getattr(task, name) is not None}
-    values = ", ".join(f"{name} = {value}" for name, value in given.items() if value)
-    console.note(f"settings{f' (with {shown(file)})' if file else ''}: {values}")
+    given: list[str] = []
+    by_default: list[str] = []
+    for name, parameter in task.get_params():
+        value = getattr(task, name)
+        if value not in ("", None):
+            (by_default if name != "data" and value == parameter._default else given).append(f"{name} = {parameter.serialize(value)}")
+    console.note(f"settings{f' (with {shown(file)})' if file else ''}: {', '.join(given)}; by default: {', '.join(by_default)}")
 
 
 @Export.event_handler(luigi.Event.DEPENDENCY_DISCOVERED)
