@@ -29,7 +29,7 @@ from pipeline.images import AS_IT_IS, NO_DISTORTIONS, Distortions
 from pipeline.machine import map_in_threads
 from pipeline.network import Network
 from pipeline.tensorflow_v1 import session, tf
-from pipeline.vector_cache import VectorCache
+from pipeline.vector_cache import VectorCache, name_of
 
 PACKED = "bottlenecks.npy"
 INDEX = "index.csv"
@@ -44,8 +44,11 @@ ROWS_PER_CHUNK = 256
 
 CHUNKS_PER_CHECKPOINT = 16
 
-BYTES_MAPPED = 256 << 20
-"""Of a packed matrix that is larger, so much is read before its pages are given back."""
+BYTES_MAPPED = 128 << 20
+"""Of a packed matrix that is larger, so much is mapped before its pages are given back."""
+
+BYTES_AROUND = 64 << 10
+"""Linux maps so much around what is read (its fault-around), where a file is in memory already."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ def compute(
     A kill at any moment loses at most the photos in flight. ``load`` is called only if something has to be computed.
     ``drawn`` says how the photo of a row is distorted.
     """
-    unique = list({(row.sha256, row.view): row for row in reversed(rows)}.values())[::-1]
+    unique = list({name_of(row.sha256, row.view): row for row in reversed(rows)}.values())[::-1]
     missing = [row for row, is_there in zip(unique, map_in_threads(lambda row: _is_cached(row, cache), unique)) if not is_there]
     damaged = [row.path for row in missing if os.path.lexists(cache.path(row.sha256, row.view))]
     there = len(unique) - len(missing)
@@ -310,7 +313,7 @@ class Packed:
             self.shape, _, _ = np.lib.format.read_array_header_1_0(file)
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             self._rows = np.frombuffer(self._map, "<f4", offset=file.tell()).reshape(self.shape)
-        self._read = 0
+        self._mapped = 0
 
     def __len__(self) -> int:
         return int(self.shape[0])
@@ -318,9 +321,9 @@ class Packed:
     def __getitem__(self, rows: np.ndarray | list[int]) -> np.ndarray:
         """A copy of some rows, by number."""
         vectors = np.take(self._rows, rows, axis=0)
-        self._read += vectors.nbytes
-        if self._read > BYTES_MAPPED < self._rows.nbytes:
+        self._mapped += len(vectors) * max(BYTES_AROUND, self._rows.itemsize * self.shape[1])
+        if self._mapped > BYTES_MAPPED < self._rows.nbytes:
             # Pages stay where the system keeps files, and this process stays small, however large the file is.
             self._map.madvise(mmap.MADV_DONTNEED)
-            self._read = 0
+            self._mapped = 0
         return vectors
