@@ -1,6 +1,7 @@
-"""Data sets: a folder per class becomes an index, a row for each photo with its label, content hash and split.
+"""Data sets: a folder per class, or a table, becomes an index, a row for each photo with its label, content hash and split.
 
 scanned = scan(folder, remembered)            what lies in the folder, reading only what changed
+scanned = scan_table(table, remembered)       what a table names
 index, skipped = make_index(scanned, …)       checked, and divided into training, validation and testing
 """
 
@@ -25,6 +26,7 @@ from pipeline import files, images
 from pipeline.console import Report
 from pipeline.errors import BadImage, DataMissing, UserError
 from pipeline.machine import map_in_threads
+from pipeline.tables import Table
 
 TRAINING, VALIDATION, TESTING = SPLITS = ("training", "validation", "testing")
 
@@ -40,8 +42,8 @@ class Photo:
     """A row of a data set.
 
     Attributes:
-        path: relative to the data set's folder, with forward slashes; bytes that are not UTF-8 as surrogates.
-        label: the name of the folder below the data set's folder that it lies in.
+        path: relative to the data set's folder, or the table's, with forward slashes; bytes that are not UTF-8 as surrogates.
+        label: the name of the folder below the data set's folder that it lies in, or what a table says.
         sha256: of the file's bytes; empty where they cannot be read.
         bytes: the file's size.
         format, width, height, reencode: as in its header; empty and 0 where it has a problem.
@@ -64,7 +66,7 @@ class Photo:
 
     @property
     def is_beside(self) -> bool:
-        """Whether it is no photo of a class: one that lies beside the class folders, or a folder (``name/``) that holds none."""
+        """Whether it is no photo of a class: one without a label, or a folder (``name/``) that holds none."""
         return not self.label or self.path.endswith("/")
 
 
@@ -108,13 +110,13 @@ def read_photos(path: Path) -> list[Photo]:
 
 def write_skipped(path: Path, skipped: Iterable[Photo]) -> None:
     """Write which photos are left out, and why, as CSV for a person to read."""
-    _write_csv(path, [("path", "reason"), *((photo.path, photo.problem) for photo in skipped)])
+    _write_csv(path, [("path", "label", "reason"), *((photo.path, photo.label, photo.problem) for photo in skipped)])
 
 
 def read_skipped(path: Path) -> list[Photo]:
     """Read what ``write_skipped`` wrote."""
     with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return [Photo(row["path"], _label_of(row["path"]), problem=row["reason"]) for row in csv.DictReader(file)]
+        return [Photo(row["path"], row["label"], problem=row["reason"]) for row in csv.DictReader(file)]
 
 
 def _label_of(path: str) -> str:
@@ -156,6 +158,14 @@ class Stamp:
     bytes: int
     mtime_ns: int
     ctime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Stamp:
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+NO_STAMP = Stamp(0, 0, 0)
+"""Of a file that is not there."""
 
 
 class Memory:
@@ -205,8 +215,33 @@ def scan(folder: Path, memory: Memory, report: Report = lambda done, total: None
     """
     if not folder.is_dir():
         raise DataMissing(f"there is no folder {folder}; put a folder for each class of photos there, or name another one")
-    now_ns = time.time_ns()
     found = sorted((item for item in _walk(folder) if _label_of(item[0])), key=lambda item: item[0])
+    photos = [photo for photo in _look(folder, found, memory, report) if photo.problem != _NOT_A_PHOTO]
+    odd = _beside_the_classes(folder, {photo.label for photo in photos})
+    return sorted(photos + odd, key=in_order) if odd else photos
+
+
+def scan_table(table: Table, memory: Memory, report: Report = lambda done, total: None) -> list[Photo]:
+    """The photos that a table names, as ``scan`` has them; one that has two labels there comes twice.
+
+    A file that is missing or no photo, and a line that gives no label, are rows with a problem. Raises UserError where the
+    table cannot be understood.
+    """
+    rows = table.read()
+    found = [(path, _stamp(table.folder / path)) for path in sorted({row.path for row in rows})]
+    seen = {photo.path: photo for photo in _look(table.folder, found, memory, report)}
+    photos = [replace(seen[row.path], label=row.label, problem=row.problem or seen[row.path].problem) for row in rows]
+    return sorted(photos, key=in_order)
+
+
+def in_order(photo: Photo) -> tuple[str, str]:
+    """The key by which rows are sorted."""
+    return photo.path, photo.label
+
+
+def _look(folder: Path, found: list[tuple[str, Stamp]], memory: Memory, report: Report) -> list[Photo]:
+    """The rows of files, labelled by their folders; only those are read that the memory lacks. Empties ``found``."""
+    now_ns = time.time_ns()
     rows = [memory.recall(path, stamp) for path, stamp in found]
     unread = [number for number, row in enumerate(rows) if row is None]
     report(0, len(unread))
@@ -216,9 +251,7 @@ def scan(folder: Path, memory: Memory, report: Report = lambda done, total: None
     found.clear()  # there may be a million of them
     if unread or len(rows) != len(memory):
         memory.keep([row for row in rows if row], now_ns)
-    photos = [photo for _, photo in filter(None, rows) if photo.problem != _NOT_A_PHOTO]
-    odd = _beside_the_classes(folder, {photo.label for photo in photos})
-    return sorted(photos + odd, key=lambda photo: photo.path) if odd else photos
+    return [photo for _, photo in filter(None, rows)]
 
 
 def _beside_the_classes(folder: Path, labels: set[str]) -> list[Photo]:
@@ -230,7 +263,7 @@ def _beside_the_classes(folder: Path, labels: set[str]) -> list[Photo]:
                 if entry.name not in labels:
                     found.append(Photo(f"{entry.name}/", entry.name, problem="the folder holds no photo"))
             elif _is_named_like_one(entry.name) and not _is_hidden(entry.name):
-                found.append(Photo(entry.name, "", problem="it lies beside the class folders, and not in one"))
+                found.append(Photo(entry.name, "", problem="it lies beside the class folders; move it into one"))
     return found
 
 
@@ -257,12 +290,19 @@ def _walk(root: Path) -> Iterator[tuple[str, Stamp]]:
             try:
                 status = entry.stat()
             except OSError:  # a link that leads nowhere, or a file that went away since
-                yield path, Stamp(0, 0, 0)
+                yield path, NO_STAMP
                 continue
             if stat.S_ISDIR(status.st_mode):
                 pending.append((entry.path, f"{path}/", above | {here}))
             elif stat.S_ISREG(status.st_mode):
-                yield path, Stamp(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+                yield path, Stamp.of(status)
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        return Stamp.of(path.stat())
+    except OSError:
+        return NO_STAMP
 
 
 def _is_class(entry: os.DirEntry[str]) -> bool:
@@ -380,9 +420,10 @@ def make_index(
     skipped = [photo for photo in scanned if photo.problem]
     good = [photo for photo in scanned if not photo.problem]
     warnings = []
-    beside = [readable(photo.path) for photo in skipped if not photo.label]
-    if beside:
-        warnings.append(f"photos that lie beside the class folders are left out: {shortened(beside)}")
+    of_no_class = [photo for photo in skipped if not photo.label]
+    if of_no_class:
+        named = shortened([readable(photo.path) for photo in of_no_class])
+        warnings.append(f"photos of no class are left out: {named} (the first: {of_no_class[0].problem})")
     unusable = [photo for photo in skipped if not photo.is_beside]
     if unusable:
         count = len(good) + len(unusable)
@@ -394,19 +435,20 @@ def make_index(
             )
         warnings.append(f"left out {len(unusable)} of {count} (the first: {first})")
     labels = labels_of(good)
-    _check_labels(labels, {photo.label for photo in scanned if photo.label}, len(beside))
+    _check_labels(labels, {photo.label for photo in scanned if photo.label}, of_no_class)
     photos = split(good, testing_percentage=testing_percentage, validation_percentage=validation_percentage, seed=seed)
     return Index(photos, skipped, warnings + _warnings(photos, [photo.label for photo in skipped]))
 
 
-def _check_labels(labels: list[str], folders: set[str], beside: int) -> None:
+def _check_labels(labels: list[str], all_labels: set[str], of_no_class: list[Photo]) -> None:
     if len(labels) < 2:
         found = f"only one class with photos ({readable(labels[0])})" if labels else "no class with photos"
-        hint = f"; move the {beside} that lie beside the folders into such folders" if beside else ""
-        raise UserError(f"the data set has {found}; a classifier needs two or more folders with photos, one for each class{hint}")
-    for label in sorted(folders):
+        count = len(of_no_class)
+        hint = f"; {count} are of no class (the first, {readable(of_no_class[0].path)}: {of_no_class[0].problem})" if count else ""
+        raise UserError(f"the data set has {found}; a classifier needs photos of two or more classes, in a folder each or in a table{hint}")
+    for label in sorted(all_labels):
         if not readable(label) == label or len(label.splitlines()) != 1 or label != label.strip("\r\n"):
-            raise UserError(f"the folder name {label!r} cannot be a line of labels.txt; rename it to valid UTF-8 without line breaks")
+            raise UserError(f"the label {label!r} cannot be a line of labels.txt; make it valid UTF-8 without line breaks")
 
 
 def _warnings(photos: list[Photo], skipped_labels: list[str]) -> list[str]:
@@ -427,7 +469,11 @@ def _warnings(photos: list[Photo], skipped_labels: list[str]) -> list[str]:
     labels_by_content: dict[str, dict[str, str]] = collections.defaultdict(dict)
     for photo in photos:
         labels_by_content[photo.sha256].setdefault(photo.label, photo.path)
-    torn = [" and ".join(readable(path) for path in paths.values()) for paths in labels_by_content.values() if len(paths) > 1]
+    torn = [
+        " and ".join(f"{readable(path)} as {label}" for label, path in paths.items())
+        for paths in labels_by_content.values()
+        if len(paths) > 1
+    ]
     if torn:
         warnings.append(f"exact duplicates under more than one label: {len(torn)} ({shortened(torn)})")
     return warnings
@@ -504,7 +550,7 @@ def _lend(photos: Sequence[Photo], group_of: list[int], ranks: dict[int, float],
     if few:
         raise UserError(
             f"too few different photos to have each of {', '.join(SPLITS)} in: {shortened(few)}; "
-            f"add photos until each class has {len(SPLITS)} or more, or remove the folder"
+            f"add photos until each class has {len(SPLITS)} or more, or remove the class"
         )
     # A group that lies in two classes may empty a split of one when it fills one of the other, so look again, but not for ever.
     for _ in range(len(SPLITS)):

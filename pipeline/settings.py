@@ -23,6 +23,7 @@ from typing import Any
 import luigi
 from luigi.configuration import get_config
 
+from pipeline import tables
 from pipeline.errors import UserError
 
 PROFILES = "configs"
@@ -77,13 +78,16 @@ _PATHS_OF_A_PROFILE = ("image_dir", "exports", "output_graph", "output_labels")
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Where the photos of a data set come from when their folder is not there.
+    """Where the photos of a data set come from when their folder is not there, and what names them.
 
     Attributes:
         url, sha256, bytes: an archive with a folder per class, what it hashes to, and its size.
         licence: of the photos.
         fallback: the data set that is used while the archive's host cannot be reached.
+        package: of Python, by the name it is imported by, that ships the photos; a folder in it may follow, ``name/folder``.
         draw_per_class, draw_seed: pictures of flowers to draw, of each kind, and the seed of the drawing.
+        table: the file, from the data set's folder, that names the photos and their labels, where folders do not.
+        path_column, label_column, label_rule: of the table, as ``tables.Table`` and ``tables.parse_rule`` have them.
     """
 
     url: str = ""
@@ -91,8 +95,13 @@ class ImageSource:
     bytes: int = 0
     licence: str = ""
     fallback: str = ""
+    package: str = ""
     draw_per_class: int = 0
     draw_seed: int = 0
+    table: str = ""
+    path_column: str = "1"
+    label_column: str = "2"
+    label_rule: str = ""
 
 
 @dataclass(frozen=True)
@@ -172,11 +181,25 @@ def _image_source(texts: dict[str, str], file: Path) -> ImageSource:
                 raise UserError(f"{name} = {text!r} in [images] of {file}: a whole number is wanted")
             values[name] = int(text)
     source = ImageSource(**values)
+    _check_table(source, texts, file)
+    given = [name for name in ("url", "package", "draw_per_class") if texts.get(name)]
+    if len(given) > 1:
+        raise UserError(f"[images] of {file} has {' and '.join(given)}, which are different ways to come by photos; keep one of them")
     if source.url and not (source.sha256 and source.bytes):
         raise UserError(f"[images] of {file} has a url but not its sha256 and bytes; both are needed to know the right archive")
     if source.fallback and not source.url:
         raise UserError(f"[images] of {file} has a fallback but no url, whose host it could stand in for; name the archive, or remove it")
     return source
+
+
+def _check_table(source: ImageSource, given: Iterable[str], file: Path) -> None:
+    alone = [name for name in ("path_column", "label_column", "label_rule") if name in given and not source.table]
+    if alone:
+        raise UserError(f"[images] of {file} has {alone[0]} but no table, whose column it could be; name the table, or remove it")
+    try:
+        tables.parse_rule(source.label_rule)
+    except UserError as error:
+        raise UserError(f"[images] of {file}: {error}") from None
 
 
 def check_fallback(profile_of: Profile) -> None:
@@ -188,7 +211,7 @@ def check_fallback(profile_of: Profile) -> None:
     where = f"fallback = {name} in [images] of {profile_of.file}"
     if instead.fallback:
         raise UserError(f"{where}: it has a fallback itself; name a data set that has none")
-    if not (instead.url or instead.draw_per_class or folder.is_dir()):
+    if not (instead.url or instead.package or instead.draw_per_class or folder.is_dir()):
         raise UserError(f"{where}: there is no folder {folder}, and no profile that says where its photos come from; name another")
 
 

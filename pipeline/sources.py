@@ -1,8 +1,9 @@
-"""Where a data set's photos come from: its folder, else an archive, else drawing; and what stands in for an archive
+"""Where a data set's photos come from: its folder, else a package, an archive or drawing; and what stands in for an archive
 whose host cannot be reached."""
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import time
 from dataclasses import dataclass
@@ -18,6 +19,22 @@ HOURS_BETWEEN_TRIES = 6
 def has_photos(folder: Path) -> bool:
     """Whether ``folder`` is there with anything in it; what is wrong with it is for the scan to say."""
     return files.holds_anything(folder)
+
+
+def package_folder(package: str) -> Path | None:
+    """The folder of a Python package, or one in it (``name/folder``); None where it is not installed.
+
+    It is found and not imported: who knows what that would load.
+    """
+    name, _, inside = package.partition("/")
+    found = importlib.util.find_spec(name.replace("-", "_"))
+    places = list(found.submodule_search_locations or []) if found else []
+    return Path(places[0]) / inside if places else None
+
+
+def distribution(package: str) -> str:
+    """What ``pip install`` calls a package."""
+    return package.partition("/")[0].replace("_", "-")
 
 
 @dataclass(frozen=True)

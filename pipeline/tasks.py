@@ -28,7 +28,7 @@ from luigi.cmdline_parser import CmdlineParser
 from luigi.parameter import UnconsumedParameterWarning
 from luigi.util import inherits, requires
 
-from pipeline import artifacts, backbones, console, dataset, files, images, luigi_program, registry, settings, sources
+from pipeline import artifacts, backbones, console, dataset, files, images, luigi_program, registry, settings, sources, tables
 from pipeline.artifacts import Artifact, QuietTask
 from pipeline.dataset import Photo
 from pipeline.errors import UserError
@@ -48,6 +48,7 @@ class FolderOfPhotos(QuietTask, luigi.ExternalTask):
     """Photos that only a person can bring: the data set has no archive and its folder is not there."""
 
     images = luigi.Parameter(positional=False)
+    remedy = luigi.Parameter(positional=False, significant=False)
 
     def complete(self) -> bool:
         return sources.has_photos(Path(self.images))
@@ -107,7 +108,7 @@ def fallback_of(data: str, allowed: bool) -> sources.Fallback | None:
 class IndexImages(Artifact):
     """The snapshot of a data set's folder, checked and divided into training, validation and testing."""
 
-    VERSION = "2"
+    VERSION = "3"
     priority = 10  # what is wrong with the photos is said before any network runs
 
     data = text(
@@ -223,7 +224,7 @@ class ComputeBottlenecks(Artifact):
         filled = self._fill(photos, cache, extraction)
         # A photo that failed only now may have been the last of its class in its split: check and split again.
         found = [dataclasses.replace(photo, split="", problem=filled.problems.get(photo.path, "")) for photo in photos]
-        index = index_task.index_of(sorted(found + skipped, key=lambda photo: photo.path))
+        index = index_task.index_of(sorted(found + skipped, key=dataset.in_order))
         for line in index.warnings:
             if line not in index_task.output().manifest()["warnings"]:  # these are said already
                 console.warn(f"{self.data}: {line}")
@@ -448,7 +449,21 @@ class Export(QuietTask):
     def photos_folder(self) -> Path:
         """Where the photos are, or will be."""
         folder = Path(self.images).expanduser() if self.images else settings.paths(self.data).image_dir / self.data
-        return folder.resolve()  # what is fetched moves in from beside it, and a link has another file system beside it
+        folder = folder.resolve()  # what is fetched moves in from beside it, and a link has another file system beside it
+        package = settings.profile(self.data).images.package
+        if self.images or not package or sources.has_photos(folder):
+            return folder
+        return sources.package_folder(package) or folder
+
+    @property
+    def table(self) -> tables.Table | None:
+        """The table that names the photos, if the profile has one."""
+        source = settings.profile(self.data).images
+        if not source.table:
+            return None
+        return tables.Table(
+            self.photos_folder / source.table, source.path_column, source.label_column, tables.parse_rule(source.label_rule)
+        )
 
     @property
     def fallback(self) -> Export | None:
@@ -480,7 +495,8 @@ class Export(QuietTask):
         """The task that makes the classifier from the photos as they are now. Looks at the folder the first time."""
         paths = settings.paths(self.data)
         with self.progress("photos read") as report:
-            photos = dataset.scan(self.photos_folder, dataset.Memory(paths.scan(self.data)), report)
+            table, memory = self.table, dataset.Memory(paths.scan(self.data))
+            photos = dataset.scan_table(table, memory, report) if table else dataset.scan(self.photos_folder, memory, report)
         snapshot = dataset.fingerprint(photos)
         kept = paths.snapshot(self.data, snapshot)
         if not kept.is_file():
@@ -489,7 +505,7 @@ class Export(QuietTask):
         return self.clone(
             ExportGraph,
             snapshot=snapshot,
-            images=str(self.photos_folder),
+            images=str(table.folder if table else self.photos_folder),
             model=absolute_model(self.model),
             model_identity=self.identified_model,
             init_from=str(self.start or ""),
@@ -535,10 +551,20 @@ class Export(QuietTask):
                 return [self.classifier]
             source = settings.profile(self.data).images
             if self.images or not (source.url or source.draw_per_class):
-                return [FolderOfPhotos(images=str(self.photos_folder))]
+                return [FolderOfPhotos(images=str(self.photos_folder), remedy=self._remedy())]
             return [FetchImages(data=self.data, images=str(self.photos_folder), allow_fallback=self.allow_fallback)]
         except (UserError, OSError):
             return []  # run() says it
+
+    def _remedy(self) -> str:
+        """What a person can do who has no photos in the folder."""
+        source = settings.profile(self.data).images
+        if source.package and not self.images:
+            package = sources.distribution(source.package)
+            pip = shlex.join([shown(Path(sys.executable)), "-m", "pip", "install", package])
+            return f"they come with the package {package}, which has to be installed: {pip}"
+        what = f"the photos and their table {source.table}" if source.table else "a folder for each class of photos"
+        return f"put {what} there, or name another folder with --images PATH"
 
     def run(self) -> Iterator[luigi.Task]:
         with artifacts.guarded():
@@ -650,7 +676,7 @@ def _stop_in_one_line(task: Export, _: luigi.Task) -> None:
 
 @FolderOfPhotos.event_handler(luigi.Event.DEPENDENCY_MISSING)
 def _say_missing(task: FolderOfPhotos) -> None:
-    console.complain(f"no photos in {task.images}; put a folder for each class of photos there, or name another folder with --images PATH")
+    console.complain(f"no photos in {task.images}; {task.remedy}")
 
 
 @luigi.Task.event_handler(luigi.Event.FAILURE)

@@ -78,7 +78,7 @@ def test_photos_in_no_class_and_classes_without_a_photo_are_named(tmp_path: Path
     (root / "blue/notes.txt").write_text("no photo")
     assert {p.path: p.problem for p in scan(root)} == {
         "blue/": "the folder holds no photo",
-        "loose.PNG": "it lies beside the class folders, and not in one",
+        "loose.PNG": "it lies beside the class folders; move it into one",
         "red/": "the folder holds no photo",
     }
 
@@ -252,7 +252,7 @@ def test_warnings_name_what_a_person_should_know() -> None:
         "fewer than 20 photos in 1 of 3 classes: oak (6)",
         "classes without a photo that can be used are left out: empty",
         "labels that differ only in case are kept apart: Rose and rose",
-        "exact duplicates under more than one label: 1 (Rose/twin.jpg and oak/twin.jpg)",
+        "exact duplicates under more than one label: 1 (Rose/twin.jpg as Rose and oak/twin.jpg as oak)",
     ]
 
 
@@ -265,7 +265,7 @@ def test_warnings_name_what_a_person_should_know() -> None:
         (many("a", 30) + many("caf\udce9", 30), "cannot be a line of labels.txt"),
         (many("a", 30) + [replace(p, problem="bad") for p in many("b", 10)], "10 of 40 photos cannot be used"),
         ([Photo("a/", "a", problem="empty"), Photo("b/", "b", problem="empty")], "the data set has no class with photos"),
-        ([Photo(f"{i}.jpg", "", problem="beside") for i in range(60)], "one for each class; move the 60 that lie beside the folders into"),
+        ([Photo(f"{i}.jpg", "", problem="beside") for i in range(60)], r"or in a table; 60 are of no class \(the first, 0.jpg: beside\)"),
     ],
 )
 def test_what_no_classifier_can_be_made_of_is_said(photos: list[Photo], message: str) -> None:
@@ -282,7 +282,7 @@ def test_what_is_no_photo_of_a_class_counts_for_no_unreadable_one() -> None:
     empty = [Photo(f"class {i}/", f"class {i}", problem="the folder holds no photo") for i in range(40)]
     found = index(many("a", 30) + many("b", 30) + empty + [Photo("loose.jpg", "", problem="it lies beside")])
     assert found.warnings == [
-        "photos that lie beside the class folders are left out: loose.jpg",
+        "photos of no class are left out: loose.jpg (the first: it lies beside)",
         "classes without a photo that can be used are left out: class 0, class 1, class 10, class 11, class 12 and 35 more",
     ]
     assert dataset.figures(found)["skipped"] == 1

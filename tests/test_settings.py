@@ -56,6 +56,9 @@ URL = "[images]\nurl = http://127.0.0.1:9/x.tgz\nsha256 = 00\nbytes = 1\n"
         ("[DEFAULT]\nseeed = 3\n", "'DEFAULT' is unknown in .*known are: Export, images, paths"),
         ("[Export]\nlearning_rate =\n", r"learning_rate in \[Export\] of .* has no value; give it one, or remove the line"),
         ("[images]\nfallback = other\n", r"has a fallback but no url, .*; name the archive, or remove it"),
+        ("[images]\npackage = x\ndraw_per_class = 3\n", "has package and draw_per_class, which are different ways .*; keep one of them"),
+        ("[images]\nlabel_column = kind\n", "has label_column but no table, .*; name the table, or remove it"),
+        ("[images]\ntable = x.csv\nlabel_rule = a <> 3\n", r"\[images\] of .*mine.cfg: label_rule has 'a <> 3'; write LABEL = VALUE"),
         (URL + "fallback = nosuch\n", r"fallback = nosuch in .*: there is no folder .*/data/nosuch, and no profile .*; name another"),
         (URL + "fallback = mine\n", "fallback = mine in .*: it has a fallback itself; name a data set that has none"),
         (

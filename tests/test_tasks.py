@@ -445,16 +445,16 @@ def test_broken_photos_are_listed_and_left_out(project: Project) -> None:
     assert done.returncode == 0, done.stderr
     warnings = [line.removeprefix("warning: mixed: ") for line in done.stderr.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == len(set(warnings))  # nothing is said twice, though the split is checked again after the decoding
-    assert warnings[0] == "photos that lie beside the class folders are left out: loose.png"
+    assert warnings[0] == ("photos of no class are left out: loose.png (the first: it lies beside the class folders; move it into one)")
     assert "classes without a photo that can be used are left out: notes" in warnings
     assert [line.partition(" (")[0] for line in warnings if line.startswith("left out")] == ["left out 2 of 31", "left out 3 of 31"]
     assert "left out 4, listed with the reasons in store/runs/ComputeBottlenecks/" in done.stdout
     with open(the_run(project, "ComputeBottlenecks") / "skipped.csv", newline="") as file:
-        reasons = dict(csv.reader(file))
+        reasons = {path: reason for path, _, reason in csv.reader(file)}
     assert reasons.pop("blue/002.png").startswith("cannot be decoded, ")
     assert reasons == {
         "path": "reason",
-        "loose.png": "it lies beside the class folders, and not in one",
+        "loose.png": "it lies beside the class folders; move it into one",
         "notes/": "the folder holds no photo",
         "red/001.png": "the PNG file is cut short",
         "red/page.jpg": "not an image that is read here (an HTML page)",
