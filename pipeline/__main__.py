@@ -186,9 +186,9 @@ def _show_cache(_: argparse.Namespace) -> int:
     hits: Counter[str] = Counter()
     computed: Counter[str] = Counter()
     for manifest in _manifests("ComputeBottlenecks"):
-        for key in manifest["vectors"]:
-            hits[key] += manifest["cached"]
-            computed[key] += manifest["computed"]
+        for key, counts in manifest["vectors"].items():
+            hits[key] += counts["cached"]
+            computed[key] += counts["computed"]
     console.say(f"{'vectors of':<56}{'files':>10}{'MB':>10}{'computed':>10}{'hits':>10}")
     for found in vector_cache.survey(settings.paths().bottleneck_dir):
         name = found.folder.name
@@ -233,7 +233,7 @@ def _prune_cache(options: argparse.Namespace) -> int:
     count = size = 0
     for folder in vector_cache.folders(settings.paths().bottleneck_dir):
         for entry in vector_cache.unused(folder, used):
-            count, size = count + 1, size + entry.stat().st_size
+            count, size = count + 1, size + entry.stat(follow_symlinks=False).st_size
             if options.delete:
                 vector_cache.remove(Path(entry.path))
     what = f"{count} vectors ({size / 1e6:.1f} MB) of photos that are in no index"

@@ -31,7 +31,7 @@ from pipeline.errors import UserError
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 SECONDS_BETWEEN_STATUS = 2.0
 
-_FULL = ("No space left on device", "Disk quota exceeded")
+_FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 _VERSIONS = ("tensorflow", "luigi", "numpy", "pillow", "retraining-pipeline")
 
 

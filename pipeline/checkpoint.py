@@ -53,6 +53,7 @@ class Checkpoints:
             write_meta_graph: write the graph beside each, for ``import_meta_graph``.
         """
         self._prefix = folder / name
+        self._max_to_keep = max_to_keep
         self._keeps_some_for_good = keep_checkpoint_every_n_hours < NEVER
         # Without relative paths, latest_checkpoint finds nothing once the folder has been moved.
         self._saver = tf.train.Saver(
@@ -78,8 +79,7 @@ class Checkpoints:
 
         Returns None, with nothing restored, where there is none.
         """
-        state = tf.train.get_checkpoint_state(str(self._prefix.parent))
-        listed = list(state.all_model_checkpoint_paths) if state else []
+        listed = self._listed()
         while listed:
             try:
                 self._saver.restore(session, listed[-1])
@@ -88,9 +88,20 @@ class Checkpoints:
             else:
                 break
         # A new Saver knows of no older steps; without this, max_to_keep would never delete them.
+        if self._max_to_keep:
+            listed = listed[-self._max_to_keep :]  # it may have been larger when the run was started
         self._saver.recover_last_checkpoints(listed)
         self._sweep({Path(path).name for path in listed})
         return int(listed[-1].rpartition("-")[2]) if listed else None
+
+    def _listed(self) -> list[str]:
+        """The checkpoints there are, oldest first. A Saver that keeps all lists only the newest, so that the folder tells."""
+        state = tf.train.get_checkpoint_state(str(self._prefix.parent))
+        if state and not self._max_to_keep:
+            newest = _step(state.model_checkpoint_path)
+            found = [path.with_suffix("") for path in self._prefix.parent.glob(f"{self._prefix.name}-*.index")]
+            return [str(path) for path in sorted(found, key=lambda path: _step(path.name)) if 0 <= _step(path.name) <= newest]
+        return list(state.all_model_checkpoint_paths) if state else []
 
     def _sweep(self, listed: set[str]) -> None:
         """Remove the files of steps that are not in the list: half-written, damaged, or replaced just before a kill."""

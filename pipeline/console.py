@@ -15,7 +15,7 @@ Report = Callable[[int, int], None]
 Whoever shows it decides how often to show it.
 """
 
-SECONDS_BETWEEN_LOG_LINES = 10.0
+SECONDS_BETWEEN_LOG_LINES = 5.0
 
 
 def say(line: str) -> None:

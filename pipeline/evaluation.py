@@ -17,8 +17,9 @@ def log_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
     Summed in float64 in the order of the rows, so that it decides the same everywhere.
     """
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    log_sums = np.log(np.exp(shifted).sum(axis=-1))
+    with np.errstate(invalid="ignore", over="ignore"):  # a head that diverged has the loss nan
+        shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+        log_sums = np.log(np.exp(shifted).sum(axis=-1))
     return np.asarray((log_sums - np.take_along_axis(shifted, labels[:, None, None], axis=-1)[..., 0]).mean(axis=0))
 
 

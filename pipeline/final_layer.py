@@ -36,7 +36,10 @@ ROWS_AT_ONCE = 4096
 """Rows that an evaluation takes through the heads at a time, so that memory stays flat."""
 
 STEPS_AT_ONCE = 20
-"""Steps in one run of the session, where nothing has to be done between them. Their vectors are in memory at once."""
+"""Steps in one run of the session, where nothing has to be done between them."""
+
+BYTES_AT_ONCE = 32 << 20
+"""Of the vectors of these steps, which are in memory at once."""
 
 CLASS_WEIGHTS = ("none", "balanced")
 
@@ -60,7 +63,7 @@ class Options:
         learning_rate, weight_decay, label_smoothing: one value or several; each combination is a candidate. The penalty of
             weight decay is weight_decay / 2 times the sum of the squared weights (not the biases); smoothing takes that share
             of the truth and spreads it over all classes.
-        optimizer, schedule: of ``optimizers.OPTIMIZERS`` and ``SCHEDULES``.
+        optimizer, learning_rate_schedule: of ``optimizers.OPTIMIZERS`` and ``SCHEDULES``.
         dropout: the share of features that a step does not see.
         hidden_units: of a hidden layer between bottleneck and logits; 0 for none.
         class_weights: "balanced" weighs photos so that each class weighs the same, however many photos it has.
@@ -80,7 +83,7 @@ class Options:
     seed: int
     label_smoothing: tuple[float, ...] = (0.0,)
     optimizer: str = "momentum"
-    schedule: str = "constant"
+    learning_rate_schedule: str = "constant"
     dropout: float = 0.0
     hidden_units: int = 0
     class_weights: str = "none"
@@ -95,13 +98,13 @@ class Options:
 
 @dataclass(frozen=True)
 class Tried:
-    """A candidate, and the step at which its loss on the validation split was lowest."""
+    """A candidate, and the step at which its loss on the validation split was lowest; None where it never was a number."""
 
     learning_rate: float
     weight_decay: float
     label_smoothing: float
     best_step: int
-    validation_loss: float
+    validation_loss: float | None
     validation_accuracy: float
 
 
@@ -207,12 +210,16 @@ def train(
         with session(threads=1) as running:
             steps = trainer.run(running, folder, bottlenecks.read_statistics(packed), report, start_from)
             tried = trainer.tried(running)
-            chosen = min(range(len(tried)), key=lambda number: tried[number].validation_loss)
+            losses = {number: candidate.validation_loss for number, candidate in enumerate(tried) if candidate.validation_loss is not None}
+            if not losses:
+                raise UserError(f"no candidate comes to a loss that is a number; lower learning_rate = {options.learning_rate}")
+            chosen = min(losses, key=losses.__getitem__)
             testing = examples.rows[dataset.TESTING]
             logits = {split: trainer.chosen_logits(running, examples.rows[split], chosen) for split in MEASURED}
     correct = int((logits[dataset.TESTING].argmax(axis=1) == examples.truth[testing]).sum())
     for split, of_split in logits.items():
-        np.save(folder / logits_file(split), of_split)
+        with files.open_atomic(folder / logits_file(split), "wb") as file:
+            np.save(file, of_split)
     write_candidates(folder / CANDIDATES, tried)
     return Result(
         labels=examples.labels,
@@ -262,8 +269,8 @@ class _Trainer:
         self.chosen = heads.variables(dataclasses.replace(self.shape, heads=1), CHOSEN)
         self.best_logits = heads.logits(self.bottleneck, self.best, self.shape.heads)
         self.histograms = tf.summary.merge(
-            [tf.summary.histogram(f"{name}_histogram", self.layer[name]) for name in self.shape.trained()]
-            + [tf.summary.histogram("logits_histogram", self.logits)]
+            [_histogram(f"{name}_histogram", self.layer[name]) for name in self.shape.trained()]
+            + [_histogram("logits_histogram", self.logits)]
         )
 
     def _of_candidates(self, name: str) -> tf.Tensor:
@@ -349,7 +356,7 @@ class _Trainer:
             while done < steps and not self._is_patience_over(running, done):
                 start, done = done, self._next_stop(done)
                 vectors, truth = self._batches(start, done)
-                train(vectors, truth, np.array(optimizers.schedule_factors(options.schedule, start, done, steps), np.float32))
+                train(vectors, truth, np.array(optimizers.schedule_factors(options.learning_rate_schedule, start, done, steps), np.float32))
                 if done % options.eval_step_interval == 0 or done == steps:
                     self._look(running, done, curves)
                 if done % options.checkpoint_interval == 0 and done < steps:
@@ -381,7 +388,8 @@ class _Trainer:
         """The step up to which to train in one run: where there is something to do, or STEPS_AT_ONCE away."""
         options = self.options
         stops = [interval * (done // interval + 1) for interval in (options.eval_step_interval, options.checkpoint_interval)]
-        return min(*stops, done + STEPS_AT_ONCE, options.how_many_training_steps)
+        at_once = min(STEPS_AT_ONCE, BYTES_AT_ONCE // (4 * options.train_batch_size * self.shape.width))
+        return min(*stops, done + max(1, at_once), options.how_many_training_steps)
 
     def _batches(self, start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
         """The vectors [steps, batch, width] and labels [steps, batch] of the steps from ``start`` to before ``end``."""
@@ -422,7 +430,12 @@ class _Trainer:
         steps, losses = running.run([self.best_step, self.best_loss])
         _, accuracies = self._measured(running, self.examples.rows[dataset.VALIDATION], self.best_logits)
         return [
-            Tried(**dataclasses.asdict(candidate), best_step=int(step), validation_loss=float(loss), validation_accuracy=float(accuracy))
+            Tried(
+                **dataclasses.asdict(candidate),
+                best_step=int(step),
+                validation_loss=float(loss) if np.isfinite(loss) else None,
+                validation_accuracy=float(accuracy),
+            )
             for candidate, step, loss, accuracy in zip(self.candidates, steps, losses, accuracies)
         ]
 
@@ -439,6 +452,11 @@ class _Trainer:
         for name in self.shape.trained():
             value = heads.one_of(running.run(self.best[name]), int(losses.argmin()), self.shape.heads)
             _load(running, self.chosen[name], value)
+
+
+def _histogram(name: str, values: tf.Tensor) -> tf.Tensor:
+    """A histogram of the values that are finite: those of a candidate that diverges are not, and must not stop the others."""
+    return tf.summary.histogram(name, tf.boolean_mask(values, tf.is_finite(values)))
 
 
 def _load(running: tf.Session, variable: tf.Variable, value: np.ndarray | float) -> None:

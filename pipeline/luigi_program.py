@@ -6,11 +6,13 @@ What goes wrong before ``--module pipeline`` is imported is out of reach: a ``lu
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from luigi.cmdline_parser import CmdlineParser
 from luigi.task_register import TaskClassNotFoundException
@@ -33,8 +35,19 @@ def say_in_one_line() -> None:
     """From here on, a wrong option and an unknown task are a line each."""
 
     def wrong_option(parser: argparse.ArgumentParser, message: str) -> NoReturn:
-        console.complain(f"{message}; {EXPORT} --help lists the options")
+        known = [option for option in parser._option_string_actions if not option.startswith("--Export-")]
+        wrong = re.search(r"(--[\w-]+)", message)
+        near = difflib.get_close_matches(wrong[1].replace("_", "-"), known, 1) if wrong and wrong[1] not in known else []
+        hint = f"is {near[0]} meant?" if near else ""
+        console.complain(f"{message}; {hint or f'{EXPORT} --help lists the options'}")
         raise SystemExit(WRONG_USAGE)
+
+    build = CmdlineParser._build_parser
+
+    def without_abbreviations(**options: Any) -> argparse.ArgumentParser:
+        parser = build(**options)
+        parser.allow_abbrev = False  # a part of a name would be taken for the whole, and a misspelt one for another
+        return parser
 
     def unknown_task(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if not isinstance(error, TaskClassNotFoundException):
@@ -42,6 +55,7 @@ def say_in_one_line() -> None:
         console.complain(f"{str(error).partition('. ')[0]}; the one to run is: {EXPORT}")
         raise SystemExit(FAILED)
 
+    CmdlineParser._build_parser = staticmethod(without_abbreviations)
     argparse.ArgumentParser.error = wrong_option  # type: ignore[assignment, method-assign]
     sys.excepthook = unknown_task
 

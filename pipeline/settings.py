@@ -283,7 +283,7 @@ class Numbers(Checked):
         return (x,) if isinstance(x, (int, float)) and not isinstance(x, bool) else tuple(x) if isinstance(x, list) else x
 
     def serialize(self, x: Any) -> str:
-        return ",".join(f"{number:g}" for number in x) if isinstance(x, tuple) else str(x)
+        return ",".join(repr(number) for number in x) if isinstance(x, tuple) else str(x)
 
 
 def numbers(low: float, high: float, *, default: tuple[float, ...], **kwargs: Any) -> Checked:

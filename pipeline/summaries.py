@@ -7,6 +7,7 @@ summaries/candidate-0/validation loss and accuracy on the validation split
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ class Curves:
 
     def __init__(self, folder: Path, candidates: Sequence[Mapping[str, float]], start: int) -> None:
         """``candidates`` are what each was trained with, by name; ``start`` is the step to go on from."""
+        if not start:
+            shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed before its first checkpoint
         self._folder, self._candidates = folder, candidates
         self._all = self._writer(folder, start)
         self._all.add_graph(tf.get_default_graph())
@@ -46,7 +49,7 @@ class Curves:
         # A file is named by the second, and a run may be killed and started again within one.
         writer = tf.summary.FileWriter(str(folder), filename_suffix=f".{start}")
         if start:
-            writer.add_session_log(tf.SessionLog(status=tf.SessionLog.START), start)
+            writer.add_session_log(tf.SessionLog(status=tf.SessionLog.START), start + 1)
         return writer
 
     def __enter__(self) -> Curves:
@@ -211,7 +214,7 @@ def _misclassified(testing: Measured, photos: Path) -> Image.Image | None:
 def write_projector(folder: Path, projected: Sequence[Measured], photos: Path) -> None:
     """Vectors, labels and thumbnails for TensorBoard's projector."""
     vectors = np.concatenate([measured.vectors for measured in projected])
-    vectors.astype("<f4").tofile(folder / "vectors.bytes")
+    files.write_atomic(folder / "vectors.bytes", vectors.astype("<f4").tobytes())
     rows = [row for measured in projected for row in measured.rows]
     predicted = [label for measured in projected for label in measured.predicted]
     lines = [("label", "predicted", "split", "photo")]

@@ -3,7 +3,8 @@
     store/vectors/<what computed it>/ab/abcd….npy        a photo as it is
     store/vectors/<what computed it>/ab/abcd…-3.npy      its third distorted view
 
-A file is a ``.npy`` with four more bytes, the CRC-32 of what stands before them, so that numpy reads it as well.
+A file is a ``.npy`` with four more bytes, so that numpy reads it as well: the CRC-32 of what stands before them and of the
+names of the file and of its model's folder, so that a vector in another one's place is none.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class VectorCache:
     def read(self, sha256: str, view: int = 0) -> np.ndarray | None:
         """The vector of an image, float32 [width], or None where there is none that can be trusted."""
         data = read_regular(self.path(sha256, view), len(self._header) + 4 * self._width + 4)
-        if data is None or not data.startswith(self._header) or not is_whole(data):
+        if data is None or not data.startswith(self._header) or not is_whole(data, self.path(sha256, view)):
             return None
         vector = np.frombuffer(data, "<f4", self._width, len(self._header))
         return vector if np.isfinite(vector).all() else None
@@ -58,10 +59,14 @@ class VectorCache:
             raise ValueError(f"a vector of shape {vector.shape}, wanted {self._width} finite numbers")
         data = self._header + vector.astype("<f4").tobytes()
         path = self.path(sha256, view)
+        if (path.parent.is_symlink() or path.parent.exists()) and not path.parent.is_dir():
+            path.parent.unlink()  # nothing but vectors belongs here
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            shutil.rmtree(path)  # nothing but vectors belongs here
-        files.write_atomic(path, data + zlib.crc32(data).to_bytes(4, "little"))
+        if path.is_symlink():
+            path.unlink()
+        elif path.is_dir():
+            shutil.rmtree(path)
+        files.write_atomic(path, data + _checksum(data, path))
 
 
 def read_regular(path: Path, size: int = 0) -> bytes | None:
@@ -79,9 +84,14 @@ def read_regular(path: Path, size: int = 0) -> bytes | None:
     return data if len(data) == status.st_size else None
 
 
-def is_whole(data: bytes) -> bool:
-    """Whether the bytes of a vector's file end in the CRC-32 of the rest."""
-    return zlib.crc32(data[:-4]).to_bytes(4, "little") == data[-4:]
+def is_whole(data: bytes, path: Path) -> bool:
+    """Whether the bytes of a vector's file end in the CRC-32 of the rest and of its name."""
+    return _checksum(data[:-4], path) == data[-4:]
+
+
+def _checksum(data: bytes, path: Path) -> bytes:
+    place = f"{path.parent.parent.name}/{path.name}".encode()
+    return zlib.crc32(place, zlib.crc32(data)).to_bytes(4, "little")
 
 
 # --- Looking after it, whatever computed the vectors -----------------------------------------------------------------
@@ -99,7 +109,9 @@ class Vectors:
 def survey(cache: Path) -> list[Vectors]:
     """The folders of the cache, a row each, sorted by name."""
     return [
-        Vectors(folder, sum(1 for _ in vector_files(folder)), sum(entry.stat().st_size for entry in vector_files(folder)))
+        Vectors(
+            folder, sum(1 for _ in vector_files(folder)), sum(entry.stat(follow_symlinks=False).st_size for entry in vector_files(folder))
+        )
         for folder in folders(cache)
     ]
 
@@ -126,7 +138,7 @@ def problem_of(path: Path) -> str:
         return "no file that can be read"
     if len(data) < 20 or not data.startswith(b"\x93NUMPY"):
         return "no vector"
-    if not is_whole(data):
+    if not is_whole(data, path):
         return "cut short or altered"
     try:
         vector = np.lib.format.read_array(io.BytesIO(data[:-4]), allow_pickle=False)
@@ -139,6 +151,9 @@ def problem_of(path: Path) -> str:
 
 def verify(folder: Path, looked_at: Callable[[], None] = lambda: None) -> Iterator[tuple[Path, str]]:
     """Check every file of a folder of the cache; yields those with a problem, and the problem."""
+    for path in sorted(folder.iterdir()):
+        if not path.is_dir():
+            yield path, "no folder of vectors"
     for entry in vector_files(folder):
         if problem := problem_of(Path(entry.path)):
             yield Path(entry.path), problem
@@ -151,7 +166,7 @@ def unused(folder: Path, used: set[str]) -> Iterator[os.DirEntry[str]]:
         if entry.name.endswith(".npy"):
             if entry.name.removesuffix(".npy").partition("-")[0] not in used:
                 yield entry
-        elif entry.name.endswith(".tmp") and time.time() - entry.stat().st_mtime > SECONDS_UNTIL_LITTER:
+        elif entry.name.endswith(".tmp") and time.time() - entry.stat(follow_symlinks=False).st_mtime > SECONDS_UNTIL_LITTER:
             yield entry
 
 

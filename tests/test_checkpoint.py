@@ -65,6 +65,20 @@ def test_every_hour_one_is_kept_for_good_over_restarts(tmp_path: Path) -> None:
     assert steps_in(tmp_path) == [1, 2, 3]
 
 
+def test_keeping_all_holds_over_restarts(tmp_path: Path) -> None:
+    for first in range(1, 9, 2):
+        save(tmp_path, first, first + 1, max_to_keep=0)
+    assert steps_in(tmp_path) == [1, 2, 3, 4, 5, 6, 7, 8]
+    (tmp_path / "x.ckpt-8.data-00000-of-00001").write_bytes(b"cut")
+    assert restored(tmp_path, max_to_keep=0) == (7, 7)
+
+
+def test_fewer_to_keep_than_there_are(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2, 3, 4, max_to_keep=4)
+    save(tmp_path, 5, max_to_keep=2)
+    assert steps_in(tmp_path) == [4, 5]
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "no data", "no index"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, damage: str) -> None:
     save(tmp_path, 10, 20)

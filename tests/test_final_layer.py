@@ -262,8 +262,8 @@ def test_the_candidate_with_the_lowest_validation_loss_is_kept_as_a_head_of_its_
     [
         {"optimizer": "adam", "learning_rate": (0.01,)},
         {"optimizer": "sgd", "learning_rate": (0.5,)},
-        {"schedule": "cosine"},
-        {"schedule": "step"},
+        {"learning_rate_schedule": "cosine"},
+        {"learning_rate_schedule": "step"},
         {"dropout": 0.3},
         {"hidden_units": 16},
         {"hidden_units": 16, "dropout": 0.3, "optimizer": "adam", "learning_rate": (0.01,)},
@@ -294,6 +294,23 @@ def test_patience_ends_a_training_that_gets_no_better(packed: Path, tmp_path: Pa
     result = final_layer.train(tmp_path, packed, options)
     assert result.steps == result.best.best_step + 4 * OPTIONS.eval_step_interval < 2000
     assert final_layer.train(tmp_path, packed, options) == result
+
+
+def test_a_candidate_that_diverges_loses_and_the_others_are_kept(packed: Path, tmp_path: Path) -> None:
+    options = replace(OPTIONS, learning_rate=(0.05, 1e30), eval_step_interval=20)
+    result = final_layer.train(tmp_path / "two", packed, options)
+    assert (result.chosen, result.candidates[1].validation_loss) == (0, None)
+    alone = final_layer.train(tmp_path / "one", packed, replace(options, learning_rate=(0.05,)))
+    assert result.best.validation_loss == pytest.approx(alone.best.validation_loss, rel=1e-4)
+    with pytest.raises(UserError, match=r"no candidate comes to a loss that is a number; lower learning_rate = \(1e\+30,\)"):
+        final_layer.train(tmp_path / "none", packed, replace(options, learning_rate=(1e30,)))
+
+
+def test_large_batches_come_in_fewer_steps_at_once(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(final_layer, "BYTES_AT_ONCE", 3 * 4 * WIDTH * OPTIONS.train_batch_size)
+    final_layer.train(tmp_path, packed, OPTIONS, lambda done, total: seen.append(done))
+    assert seen[:5] == [0, 3, 6, 9, 10]
 
 
 def test_balanced_classes_weigh_the_same() -> None:
@@ -398,7 +415,12 @@ def test_summaries_for_tensorboard(packed: Path, tmp_path: Path) -> None:
     assert any(event.graph_def for event in events)
 
 
+def test_what_a_run_without_a_checkpoint_left_for_tensorboard_is_dropped(packed: Path, tmp_path: Path) -> None:
+    train_and_kill(tmp_path, packed, [10])
+    assert [step for step, _ in scalars(tmp_path / final_layer.SUMMARIES / "candidate-0/validation")["loss"]] == [10, 20, 30, 40, 50, 60]
+
+
 def test_after_a_kill_tensorboard_is_told_to_drop_what_is_repeated(packed: Path, tmp_path: Path) -> None:
     train_and_kill(tmp_path, packed, [40])
     restarts = [event.step for event in events_in(tmp_path / final_layer.SUMMARIES) if event.session_log.status]
-    assert restarts == [30]
+    assert restarts == [31]

@@ -134,6 +134,11 @@ def test_several_numbers_are_written_with_commas(inside: Project) -> None:
     }
 
 
+def test_numbers_are_told_apart_to_the_last_digit(inside: Project) -> None:
+    one, other = (Export(data="mine", learning_rate=rate).to_str_params()["learning_rate"] for rate in (0.012345601, 0.012345649))
+    assert one != other
+
+
 def test_what_can_be_chosen_is_what_the_library_knows() -> None:
     """The tasks name the choices once more, since they may not import TensorFlow."""
     from pipeline import final_layer, images, network, optimizers
@@ -142,7 +147,7 @@ def test_what_can_be_chosen_is_what_the_library_knows() -> None:
         "precision": network.PRECISIONS,
         "average_views": images.AVERAGES,
         "optimizer": optimizers.OPTIMIZERS,
-        "schedule": optimizers.SCHEDULES,
+        "learning_rate_schedule": optimizers.SCHEDULES,
         "class_weights": final_layer.CLASS_WEIGHTS,
     }
     parameters = dict(Export.get_params())

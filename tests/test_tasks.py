@@ -307,7 +307,7 @@ def test_killed_while_caching_and_while_training_it_goes_on_to_the_same_bytes(pr
         for event in tf.train.summary_iterator(str(path))
         if event.session_log.status
     ]
-    assert restarts == [saved]  # it went on there, and did not begin again
+    assert restarts == [saved + 1]  # it went on there, and did not begin again
     assert not work.exists()
 
 
@@ -411,6 +411,8 @@ def test_a_users_mistake_is_30(project: Project, arguments: tuple[str, ...], wor
         ),
         (("FetchImages",), 30, "FetchImages is a step of Export"),
         (("Export", "--nosuch", "3"), 2, "unrecognized arguments: --nosuch 3; luigi --module pipeline Export --help lists the options"),
+        (("Export", "--learning-rat", "3"), 2, "unrecognized arguments: --learning-rat 3; is --learning-rate meant?"),
+        (("Export", "--learning_rate", "3"), 2, "unrecognized arguments: --learning_rate 3; is --learning-rate meant?"),
         (("Export", "--data", ""), 30, "--data is given without a value; give it one, or leave it out"),
         (("Export", "--Export-learning-rate", ""), 30, "--learning-rate is given without a value"),
         (("Export", "--images="), 30, "--images is given without a value"),

@@ -94,13 +94,16 @@ def test_verify_names_what_is_wrong_with_a_file(cache: VectorCache, tmp_path: Pa
     os.mkfifo(folder / "a pipe.npy")
     (folder / "text.npy").write_text("0.1,0.2,0.3,0.4,0.5")
 
-    def written(array: np.ndarray) -> bytes:
+    def write(name: str, array: np.ndarray) -> None:
         data = io.BytesIO()
         np.save(data, array)
-        return data.getvalue() + zlib.crc32(data.getvalue()).to_bytes(4, "little")
+        (folder / name).write_bytes(data.getvalue() + vector_cache._checksum(data.getvalue(), folder / name))
 
-    (folder / "matrix.npy").write_bytes(written(np.zeros((2, 2), np.float32)))
-    (folder / "nan.npy").write_bytes(written(np.full(3, np.nan, np.float32)))
+    write("matrix.npy", np.zeros((2, 2), np.float32))
+    write("nan.npy", np.full(3, np.nan, np.float32))
+    (folder / "nowhere.npy").symlink_to("nothing")
+    (folder / "another's.npy").write_bytes(cache.path(NAME).read_bytes())
+    (tmp_path / "vectors" / "cd").write_text("no folder")
     looks: list[int] = []
     problems = {path.stem: problem for path, problem in vector_cache.verify(tmp_path / "vectors", lambda: looks.append(1))}
     assert problems == {
@@ -109,8 +112,37 @@ def test_verify_names_what_is_wrong_with_a_file(cache: VectorCache, tmp_path: Pa
         "text": "no vector",
         "matrix": "an array of float32 [2, 2]",
         "nan": "numbers that are not finite",
+        "nowhere": "no file that can be read",
+        "another's": "cut short or altered",
+        "cd": "no folder of vectors",
     }
-    assert len(looks) == 6
+    assert len(looks) == 8
+    assert vector_cache.survey(tmp_path)[0].count == 8
+
+
+def test_a_vector_in_anothers_place_is_none(cache: VectorCache, tmp_path: Path) -> None:
+    cache.write(vector(), NAME)
+    cache.path(OTHER).parent.mkdir()
+    cache.path(OTHER).write_bytes(cache.path(NAME).read_bytes())
+    assert cache.read(OTHER) is None
+    other_model = VectorCache(tmp_path / "of another model", WIDTH)
+    other_model.path(NAME).parent.mkdir(parents=True)
+    other_model.path(NAME).write_bytes(cache.path(NAME).read_bytes())
+    assert other_model.read(NAME) is None
+
+
+@pytest.mark.parametrize("what", ["a link to a folder", "a link to nothing", "a file for the folder", "a link for the folder"])
+def test_whatever_is_in_the_way_makes_room(cache: VectorCache, tmp_path: Path, what: str) -> None:
+    (tmp_path / "vectors").mkdir()
+    path = cache.path(NAME)
+    if what.endswith("for the folder"):
+        path.parent.write_text("") if what.startswith("a file") else path.parent.symlink_to("nothing")
+    else:
+        path.parent.mkdir()
+        path.symlink_to(tmp_path if what.endswith("a folder") else "nothing")
+    cache.write(vector(), NAME)
+    assert cache.read(NAME) is not None
+    assert tmp_path.is_dir()
 
 
 def test_unused_are_the_vectors_of_other_images(cache: VectorCache, tmp_path: Path) -> None:
