@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition(": ")[2])
     parser.add_argument("which", nargs="?", choices=("all", "bottlenecks", "training"), default="all")
     parser.add_argument("--photos", type=Path, help="a folder with a folder of photos for each class (default: drawn flowers)")
-    parser.add_argument("--count", type=int, default=200, help="photos in a pass (default: %(default)s)")
+    parser.add_argument("--count", type=int, default=400, help="photos in a pass (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="passes of each side (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=4000, help="training steps in a pass (default: %(default)s)")
     return parser

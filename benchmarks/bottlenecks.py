@@ -103,7 +103,7 @@ def run(photos: Sequence[Photo], folder: Path, backbone: Path, work: Path, round
     """Let the sides compute the photos' vectors in turns, and print what it took and how far the vectors differ."""
     names = [CLASSIC, *PIPELINES]
     say(f"bottlenecks: {describe(photos)}; {backbones.load(backbone).name}")
-    say(f"threads: classic TensorFlow's default; pipeline {usable_cores()} photos at once, each on one thread; {_dtypes()}")
+    say(f"threads: classic TensorFlow's default; pipeline {usable_cores()} ops at once, each on one thread; {_dtypes()}")
     with ExitStack() as open_processes:
         process = {name: open_processes.enter_context(measuring.own_process()) for name in names}
 

@@ -1,10 +1,10 @@
 """A backbone behind a call: the bytes of photos → their vectors.
 
     network = load(folder)
-    for vector in network.vectors(encoded): …
+    vector = network(encoded)
 
-One graph decodes, resizes, normalises and runs the network, on a few photos at once, and is called from one thread per core. On a
-CPU that is the fastest way; on a GPU the same with more photos at once, so that one thread decodes while another has the GPU.
+One graph decodes, resizes, normalises and runs the network, on a few photos at once, an op to a core. On a CPU that is the
+fastest way; on a GPU the same with more photos at once, so that some are decoded while others are on the GPU.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ def load(
         (found,) = tf.import_graph_def(backbones.load_graph(folder, output), {backbones.INPUT: given}, [output], name="")
         running = session(threads=usable_cores(), precision=precision)
         run = running.make_callable(images.mean_look(found, count), [*encoded, *drawn])
-    return Network(run, batch=batch, threads=usable_cores())
+    # Twice as many callers as cores: one reads and writes files while another has the core.
+    return Network(run, batch=batch, threads=2 * usable_cores())
 
 
 def _refuse_precision(precision: str) -> None:
