@@ -277,7 +277,7 @@ class ComputeBottlenecks(Artifact):
 class TrainFinalLayer(Artifact):
     """The final layer, trained on the packed bottlenecks."""
 
-    VERSION = "1"
+    VERSION = "2"
 
     how_many_training_steps = whole_number(1, 10**8, default=4000, description="mini-batches to train on")
     train_batch_size = whole_number(1, 2**16, default=100, description="photos in a mini-batch")
@@ -310,7 +310,7 @@ class TrainFinalLayer(Artifact):
     init_from_key = luigi.Parameter(default="", positional=False)
 
     def make(self, work: Path) -> dict[str, Any]:
-        from pipeline import final_layer, summaries
+        from pipeline import evaluation, final_layer, summaries
 
         names = [field.name for field in dataclasses.fields(final_layer.Options)]
         options = final_layer.Options(**{name: getattr(self, name) for name in names})
@@ -322,7 +322,7 @@ class TrainFinalLayer(Artifact):
             work / final_layer.SUMMARIES,
             packed.folder,
             result.labels,
-            final_layer.read_logits(work),
+            evaluation.read_logits(work),
             Path(self.images),
             summaries.seeing(size, packed.extraction().drawn),
             self.seed,
