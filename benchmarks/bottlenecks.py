@@ -22,6 +22,7 @@ from pipeline import bottlenecks as ours
 from pipeline.console import say
 from pipeline.dataset import Photo
 from pipeline.machine import computes_bfloat16, usable_cores
+from pipeline.packed import Packed
 from pipeline.vector_cache import VectorCache
 
 GFLOP = 2 * 0.3840
@@ -56,7 +57,7 @@ class Pipeline:
         ours.pack(photos, cache, self.width, out)
 
     def read(self, photos: Sequence[Photo], out: Path) -> np.ndarray:
-        return ours.Packed(out)[np.arange(len(photos))]
+        return Packed(out)[np.arange(len(photos))]
 
 
 # --- What runs in the process of a side ---------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from benchmarks.measuring import CLASSIC, Cost
 from pipeline import dataset
 from pipeline.console import say
 from pipeline.dataset import Photo
+from pipeline.packed import INDEX
 
 CLASSIC_SHARE = 20
 """The classic side makes one step where the pipeline makes so many."""
@@ -83,10 +84,9 @@ def _train_ours(work: Path, out: Path, steps: int, seed: int) -> Cost:
 
 def _train_classic(work: Path, out: Path, steps: int, seed: int) -> Cost:
     from benchmarks import classic
-    from pipeline import bottlenecks
 
     shutil.rmtree(out, ignore_errors=True)
-    photos = dataset.read_photos(work / "packed" / bottlenecks.INDEX)
+    photos = dataset.read_photos(work / "packed" / INDEX)
     labels = dataset.labels_of(photos)
     texts = {
         split: [(classic.text_path(work / "text", photo), labels.index(photo.label)) for photo in photos if photo.split == split]

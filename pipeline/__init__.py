@@ -10,7 +10,8 @@ from pipeline.tasks import (
     ExportGraph,
     FetchImages,
     IndexImages,
+    Report,
     TrainFinalLayer,
 )
 
-__all__ = ["ComputeBottlenecks", "DownloadModel", "Export", "ExportGraph", "FetchImages", "IndexImages", "TrainFinalLayer"]
+__all__ = ["ComputeBottlenecks", "DownloadModel", "Export", "ExportGraph", "FetchImages", "IndexImages", "Report", "TrainFinalLayer"]

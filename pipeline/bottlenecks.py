@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import mmap
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -28,11 +27,10 @@ from pipeline.errors import BadImage, UserError
 from pipeline.images import AS_IT_IS, NO_DISTORTIONS, Distortions
 from pipeline.machine import map_in_threads
 from pipeline.network import Network
+from pipeline.packed import INDEX, PACKED
 from pipeline.tensorflow_v1 import session, tf
 from pipeline.vector_cache import VectorCache, name_of
 
-PACKED = "bottlenecks.npy"
-INDEX = "index.csv"
 CHECKPOINT = "bottlenecks.ckpt"
 
 PHOTOS_IN_A_STRETCH = 32
@@ -43,12 +41,6 @@ ROWS_PER_CHUNK = 256
 """Statistics are added up a chunk at a time, at fixed rows, so that a resumed run adds the same numbers in the same order."""
 
 CHUNKS_PER_CHECKPOINT = 16
-
-BYTES_MAPPED = 128 << 20
-"""Of a packed matrix that is larger, so much is mapped before its pages are given back."""
-
-BYTES_AROUND = 64 << 10
-"""Linux maps so much around what is read (its fault-around), where a file is in memory already."""
 
 
 @dataclass(frozen=True)
@@ -301,29 +293,3 @@ def read_statistics(folder: Path) -> Statistics:
     """The statistics of the training rows of the packed bottlenecks in ``folder``, from its checkpoint."""
     count, mean, squares = (checkpoint.read(folder, name) for name in ("count", "mean", "sum_of_squares"))
     return Statistics(int(count), np.asarray(mean), np.asarray(squares))  # type: ignore[call-overload]
-
-
-class Packed:
-    """The packed bottlenecks in a folder, float32 [rows, width]: a map of the file, of which only what is asked for is read."""
-
-    def __init__(self, folder: Path) -> None:
-        with open(folder / PACKED, "rb") as file:
-            version = np.lib.format.read_magic(file)
-            assert version == (1, 0)
-            self.shape, _, _ = np.lib.format.read_array_header_1_0(file)
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            self._rows = np.frombuffer(self._map, "<f4", offset=file.tell()).reshape(self.shape)
-        self._mapped = 0
-
-    def __len__(self) -> int:
-        return int(self.shape[0])
-
-    def __getitem__(self, rows: np.ndarray | list[int]) -> np.ndarray:
-        """A copy of some rows, by number."""
-        vectors = np.take(self._rows, rows, axis=0)
-        self._mapped += len(vectors) * max(BYTES_AROUND, self._rows.itemsize * self.shape[1])
-        if self._mapped > BYTES_MAPPED < self._rows.nbytes:
-            # Pages stay where the system keeps files, and this process stays small, however large the file is.
-            self._map.madvise(mmap.MADV_DONTNEED)
-            self._mapped = 0
-        return vectors

@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from pipeline import dataset
+
+MEASURED = (dataset.VALIDATION, dataset.TESTING)
+"""The splits whose logits are kept, float32 [photos of the split, classes], rows in the order of the index."""
+
+
+def logits_file(split: str) -> str:
+    """The name of the file with the chosen head's logits on a split of MEASURED."""
+    return f"{split}_logits.npy"
+
+
+def read_logits(folder: Path) -> dict[str, np.ndarray]:
+    """The chosen head's logits on the splits of MEASURED, from the folder of its training."""
+    return {split: np.load(folder / logits_file(split)) for split in MEASURED}
 
 
 def accuracies(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -45,3 +65,232 @@ def wilson_interval(successes: int, count: int) -> tuple[float, float]:
     low = 0.0 if successes == 0 else (centre - half) / (1 + z * z / count)
     high = 1.0 if successes == count else (centre + half) / (1 + z * z / count)
     return low, high
+
+
+# --- All figures of one set of photos --------------------------------------------------------------------------------
+
+TOP = (1, 2, 3, 5, 10)
+"""The k of top-k accuracy, those that are smaller than the number of classes."""
+
+BINS = 15
+"""Bins of the reliability diagram, as many as in Guo et al. (2017)."""
+
+ROWS_AT_ONCE = 4096
+"""Rows whose probabilities are in memory at a time."""
+
+
+@dataclass(frozen=True)
+class OfClass:
+    """The figures of one class.
+
+    Attributes:
+        label: of the class.
+        support: photos that are of it.
+        predicted: photos that are said to be of it.
+        precision: share of those said to be of it that are; None where there are none.
+        recall: share of those of it that are said to be; None where there are none.
+        f1: the harmonic mean of the two; None where there are neither.
+    """
+
+    label: str
+    support: int
+    predicted: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Photos whose top label is given a probability in (low, high]: their count, mean probability, and share named rightly."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Whether probabilities are what they say.
+
+    Attributes:
+        temperature: what the logits are divided by.
+        log_loss: the mean cross-entropy in nats.
+        error: the expected calibration error (ECE), the mean distance of ``confidence`` and ``accuracy`` over the photos.
+        bins: those of the reliability diagram that have photos.
+    """
+
+    temperature: float
+    log_loss: float
+    error: float
+    bins: list[Bin]
+
+
+@dataclass(frozen=True)
+class Confused:
+    """A pair of classes: so many photos of ``label`` are taken for ``predicted``, and their share of the photos of ``label``."""
+
+    label: str
+    predicted: str
+    count: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a classifier is worth on some photos.
+
+    Attributes:
+        labels: in the order of the outputs.
+        count, correct: photos, and those named rightly.
+        interval: the 95 % interval of the accuracy (Wilson).
+        top_k: the share of photos whose label is among the k most probable ones, by k.
+        classes: figures of each class, in the order of ``labels``.
+        confusion: int [classes, classes], the true label down, the predicted one across.
+        calibration: of the probabilities as they are exported.
+        calibrated: of the probabilities at the temperature that was fitted on the validation photos.
+    """
+
+    labels: list[str]
+    count: int
+    correct: int
+    interval: tuple[float, float]
+    top_k: dict[int, float]
+    classes: list[OfClass]
+    confusion: np.ndarray
+    calibration: Calibration
+    calibrated: Calibration
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.count
+
+    @property
+    def macro_f1(self) -> float:
+        """The mean F1 of the classes that have one: each class weighs the same."""
+        return mean_of([of_class.f1 for of_class in self.classes])
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as JSON has it, the shares beside the counts."""
+        plain = dataclasses.asdict(dataclasses.replace(self, confusion=np.zeros(0)))
+        return {
+            **plain,
+            "accuracy": self.accuracy,
+            "macro_f1": self.macro_f1,
+            "confusion": self.confusion.tolist(),
+            "most_confused": [dataclasses.asdict(pair) for pair in most_confused(self, most=100)],
+        }
+
+
+def evaluate(logits: np.ndarray, truth: np.ndarray, labels: Sequence[str], temperature: float = 1.0) -> Evaluation:
+    """All figures for logits [rows, classes] and the numbers of the true labels, int [rows]; one row or more."""
+    ranks = ranks_of(logits, truth)
+    correct, classes = int((ranks == 0).sum()), len(labels)
+    confusion = np.zeros((classes, classes), int)
+    np.add.at(confusion, (truth, logits.argmax(axis=1)), 1)
+    return Evaluation(
+        labels=list(labels),
+        count=len(truth),
+        correct=correct,
+        interval=wilson_interval(correct, len(truth)),
+        top_k={k: float((ranks < k).mean()) for k in TOP if k < classes},
+        classes=of_classes(confusion, labels),
+        confusion=confusion,
+        calibration=calibration(logits, truth, 1.0),
+        calibrated=calibration(logits, truth, temperature),
+    )
+
+
+def ranks_of(logits: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """How many labels are more probable than the true one, int [rows]; of equal ones the first is, as argmax has it."""
+    own = np.take_along_axis(logits, truth[:, None], axis=1)
+    before = np.arange(logits.shape[1]) < truth[:, None]
+    return np.asarray(((logits > own) | ((logits == own) & before)).sum(axis=1))
+
+
+def of_classes(confusion: np.ndarray, labels: Sequence[str]) -> list[OfClass]:
+    """Precision, recall and F1 of each class, from the counts [true, predicted]."""
+
+    def share(part: int, whole: int) -> float | None:
+        return part / whole if whole else None
+
+    counts = zip(labels, confusion.diagonal().tolist(), confusion.sum(axis=1).tolist(), confusion.sum(axis=0).tolist())
+    return [
+        OfClass(label, support, predicted, share(right, predicted), share(right, support), share(2 * right, support + predicted))
+        for label, right, support, predicted in counts
+    ]
+
+
+def mean_of(shares: Sequence[float | None]) -> float:
+    """The mean of those that there are."""
+    there = [share for share in shares if share is not None]
+    return sum(there) / len(there) if there else 0.0
+
+
+def most_confused(evaluation: Evaluation, most: int) -> list[Confused]:
+    """The pairs of classes that are taken for one another most often, each in one direction."""
+    off = evaluation.confusion - np.diag(evaluation.confusion.diagonal())
+    order = np.argsort(-off, axis=None, kind="stable")[:most]
+    pairs = [divmod(int(place), len(evaluation.labels)) for place in order if off.flat[place]]
+    labels, support = evaluation.labels, evaluation.confusion.sum(axis=1)
+    return [Confused(labels[i], labels[j], int(off[i, j]), float(off[i, j] / support[i])) for i, j in pairs]
+
+
+def mistakes(logits: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """The rows that are named wrongly, int, those first where the wrong label has the most over the true one."""
+    rows = np.arange(len(truth))
+    margins = logits.max(axis=1) - logits[rows, truth]
+    wrong = rows[logits.argmax(axis=1) != truth]
+    return wrong[np.argsort(-margins[wrong], kind="stable")]
+
+
+# --- Calibration ------------------------------------------------------------------------------------------------------
+
+
+def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Probabilities, float64, for logits [..., classes] divided by ``temperature``."""
+    scaled = logits.astype(np.float64) / temperature
+    powers = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+
+def calibration(logits: np.ndarray, truth: np.ndarray, temperature: float) -> Calibration:
+    """Log loss, reliability diagram and its error at a temperature, in bins of equal width (Guo et al., 2017)."""
+    pieces = [logits[start : start + ROWS_AT_ONCE] for start in range(0, len(logits), ROWS_AT_ONCE)]
+    confidences = np.concatenate([softmax(piece, temperature).max(axis=1) for piece in pieces])
+    right = logits.argmax(axis=1) == truth
+    numbers = np.clip(np.ceil(confidences * BINS).astype(int) - 1, 0, BINS - 1)
+    bins = []
+    for number in np.unique(numbers):
+        inside = numbers == number
+        bins.append(
+            Bin(number / BINS, (number + 1) / BINS, int(inside.sum()), float(confidences[inside].mean()), float(right[inside].mean()))
+        )
+    error = sum(one.count * abs(one.confidence - one.accuracy) for one in bins) / len(truth)
+    return Calibration(temperature, log_loss(logits / temperature, truth), error, bins)
+
+
+def fit_temperature(logits: np.ndarray, truth: np.ndarray) -> float:
+    """What logits have to be divided by so that their log loss is lowest (temperature scaling, Guo et al., 2017).
+
+    Newton's method on 1 / temperature, in which the loss is convex. Where all rows are named rightly, or none, the loss has
+    no minimum, and the temperature is 1.
+    """
+    right = logits.argmax(axis=1) == truth
+    if right.all() or not right.any():
+        return 1.0
+    inverse = 1.0
+    for _ in range(50):
+        slope = curvature = 0.0
+        for start in range(0, len(truth), ROWS_AT_ONCE):
+            piece = logits[start : start + ROWS_AT_ONCE].astype(np.float64)
+            shares = softmax(piece * inverse)
+            means = (shares * piece).sum(axis=1)
+            slope += float((means - np.take_along_axis(piece, truth[start : start + ROWS_AT_ONCE, None], axis=1)[:, 0]).sum())
+            curvature += float((shares * (piece - means[:, None]) ** 2).sum())
+        last, inverse = inverse, min(max(inverse - slope / max(curvature, 1e-12), inverse / 2), inverse * 2, 100.0)
+        if abs(inverse - last) < 1e-9 * last:
+            break
+    return 1 / inverse

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import backbones, bottlenecks, checkpoint, dataset, files, final_layer, images
+from pipeline import backbones, checkpoint, dataset, files, final_layer, images
 from pipeline.checkpoint import Checkpoints
 from pipeline.errors import BadImage, UserError
 from pipeline.machine import usable_cores
 from pipeline.network import Network
+from pipeline.packed import INDEX, Packed
 from pipeline.tensorflow_v1 import control_flow_v1, session, tf
 
 GRAPH = "output_graph.pb"
@@ -110,7 +111,7 @@ def export(
     session's own outputs on test photos through both inputs, or these do not agree with training.
     """
     backbone = backbones.load(backbone_folder)
-    photos = dataset.read_photos(packed / bottlenecks.INDEX)
+    photos = dataset.read_photos(packed / INDEX)
     labels = dataset.labels_of(photos)
     with tf.Graph().as_default() as graph:
         joined, restore = join(
@@ -125,7 +126,7 @@ def export(
             rows, encoded = _test_photos(photos, photos_folder)
             own = running.run(joined.probabilities, {joined.image_bytes: encoded})
             pixels = running.run(joined.image, {joined.image_bytes: encoded})
-            trained = running.run(joined.probabilities, {joined.bottleneck: bottlenecks.Packed(packed)[rows]})
+            trained = running.run(joined.probabilities, {joined.bottleneck: Packed(packed)[rows]})
     with tf.Graph().as_default(), session(threads=1) as running:
         tensors = load_graph(folder / GRAPH, final_tensor_name)
         through_bytes = running.run(tensors.probabilities, {tensors.image_bytes: encoded})

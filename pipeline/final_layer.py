@@ -15,23 +15,21 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import bottlenecks, checkpoint, dataset, evaluation, files, heads, optimizers
-from pipeline.bottlenecks import Packed, Statistics
+from pipeline import bottlenecks, checkpoint, dataset, evaluation, files, heads, optimizers, summaries
+from pipeline.bottlenecks import Statistics
 from pipeline.checkpoint import Checkpoints
 from pipeline.console import Report
 from pipeline.errors import UserError
 from pipeline.heads import Layer, Shape
 from pipeline.optimizers import Optimizer
-from pipeline.summaries import Curves
+from pipeline.packed import INDEX, Packed
 from pipeline.tensorflow_v1 import session, tf
 
 CHECKPOINT = "final_layer.ckpt"
 SUMMARIES = "summaries"
 CANDIDATES = "candidates.csv"
+CURVES = "curves.csv"
 SCOPE, BEST, CHOSEN = "final_layer", "best", "chosen"
-MEASURED = (dataset.VALIDATION, dataset.TESTING)
-"""The splits whose logits are kept, float32 [photos of the split, classes], rows in the order of the index."""
-
 ROWS_AT_ONCE = 4096
 """Rows that an evaluation takes through the heads at a time, so that memory stays flat."""
 
@@ -156,7 +154,7 @@ class Examples:
 
     @classmethod
     def read(cls, folder: Path) -> Examples:
-        of_rows = [(photo.label, photo.split) for photo in dataset.each_photo(folder / bottlenecks.INDEX)]
+        of_rows = [(photo.label, photo.split) for photo in dataset.each_photo(folder / INDEX)]
         labels = sorted({label for label, _ in of_rows})
         number_of = {label: number for number, label in enumerate(labels)}
         truth = np.array([number_of[label] for label, _ in of_rows], np.int32)
@@ -215,12 +213,13 @@ def train(
                 raise UserError(f"no candidate comes to a loss that is a number; lower learning_rate = {options.learning_rate}")
             chosen = min(losses, key=losses.__getitem__)
             testing = examples.rows[dataset.TESTING]
-            logits = {split: trainer.chosen_logits(running, examples.rows[split], chosen) for split in MEASURED}
+            logits = {split: trainer.chosen_logits(running, examples.rows[split], chosen) for split in evaluation.MEASURED}
     correct = int((logits[dataset.TESTING].argmax(axis=1) == examples.truth[testing]).sum())
     for split, of_split in logits.items():
-        with files.open_atomic(folder / logits_file(split), "wb") as file:
+        with files.open_atomic(folder / evaluation.logits_file(split), "wb") as file:
             np.save(file, of_split)
     write_candidates(folder / CANDIDATES, tried)
+    summaries.write_curves(folder / CURVES, folder / SUMMARIES, len(tried))
     return Result(
         labels=examples.labels,
         chosen=chosen,
@@ -230,16 +229,6 @@ def train(
         test_correct=correct,
         test_interval=evaluation.wilson_interval(correct, len(testing)),
     )
-
-
-def logits_file(split: str) -> str:
-    """The name of the file with the chosen head's logits on a split of MEASURED."""
-    return f"{split}_logits.npy"
-
-
-def read_logits(folder: Path) -> dict[str, np.ndarray]:
-    """The chosen head's logits on the splits of MEASURED, from the folder of its training."""
-    return {split: np.load(folder / logits_file(split)) for split in MEASURED}
 
 
 def write_candidates(path: Path, tried: list[Tried]) -> None:
@@ -351,7 +340,7 @@ class _Trainer:
         )
         done = checkpoints.restore(running) or 0
         train = running.make_callable(self.train_steps, [self.batches, self.truths, self.factors])
-        with Curves(folder / SUMMARIES, [dataclasses.asdict(candidate) for candidate in self.candidates], done) as curves:
+        with summaries.Curves(folder / SUMMARIES, [dataclasses.asdict(candidate) for candidate in self.candidates], done) as curves:
             report(done, steps)
             while done < steps and not self._is_patience_over(running, done):
                 start, done = done, self._next_stop(done)
@@ -401,7 +390,7 @@ class _Trainer:
     def _batch(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self.examples.packed[rows], self.examples.truth[rows]
 
-    def _look(self, running: tf.Session, step: int, curves: Curves) -> None:
+    def _look(self, running: tf.Session, step: int, curves: summaries.Curves) -> None:
         """Write summaries, and keep each head whose loss on the validation split is its lowest so far."""
         (vectors,), (truth,) = self._batches(step - 1, step)
         outputs = running.run(self.logits, {self.bottleneck: vectors})

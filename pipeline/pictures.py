@@ -18,20 +18,26 @@ NO_PHOTO = (200, 200, 200)
 """The colour of a photo that cannot be read any more."""
 
 
-def thumbnail(photo: Path, sha256: str, side: int) -> Image.Image:
-    """A photo on a square of ``side`` pixels, upright and whole; grey where it is gone, or is no longer the one with this hash."""
-    canvas = Image.new("RGB", (side, side), NO_PHOTO)
+def small(photo: Path, sha256: str, side: int) -> Image.Image | None:
+    """A photo within a square of ``side`` pixels, upright and whole; None where it is gone, or is no longer the one with this hash."""
     try:
         data = images.read_file(photo)
         if files.sha256_bytes(data) != sha256:
-            return canvas
+            return None
         with Image.open(io.BytesIO(images.readable_bytes(data))) as image:
             image.draft("RGB", (side, side))  # a JPEG is decoded no larger than need be
-            small = ImageOps.contain(image.convert("RGB"), (side, side))
+            return ImageOps.contain(image.convert("RGB"), (side, side))
     except (BadImage, OSError, ValueError):
-        return canvas
-    canvas.paste(BACKGROUND, (0, 0, side, side))
-    canvas.paste(small, ((side - small.width) // 2, (side - small.height) // 2))
+        return None
+
+
+def thumbnail(photo: Path, sha256: str, side: int) -> Image.Image:
+    """A photo on a square of ``side`` pixels; grey where there is none."""
+    found = small(photo, sha256, side)
+    if found is None:
+        return Image.new("RGB", (side, side), NO_PHOTO)
+    canvas = Image.new("RGB", (side, side), BACKGROUND)
+    canvas.paste(found, ((side - found.width) // 2, (side - found.height) // 2))
     return canvas
 
 
@@ -91,8 +97,8 @@ def confusion_matrix(counts: np.ndarray, labels: Sequence[str]) -> Image.Image:
     return page
 
 
-def encoded(picture: Image.Image, kind: str = "PNG") -> bytes:
+def encoded(picture: Image.Image, kind: str = "PNG", quality: int = 85) -> bytes:
     """The bytes of a picture as PNG or JPEG."""
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **({"quality": 85} if kind == "JPEG" else {}))
+    picture.save(buffer, kind, **({"quality": quality} if kind == "JPEG" else {}))
     return buffer.getvalue()

@@ -15,6 +15,9 @@ from pipeline import files
 from pipeline.errors import UserError
 
 LATEST = "latest"
+REPORTED = ("drawn", "temperature", "evaluation")
+"""What the manifest of a version has of its report."""
+
 _VERSION = re.compile(r"(\d{4,})-[0-9a-f]+")
 
 
@@ -38,8 +41,10 @@ def key_of(version: Path) -> str:
     return str(files.read_json(version / files.MANIFEST)["key"])
 
 
-def publish(classifier: Path, exports: Path, note_waiting: files.Waiting) -> Path:
+def publish(classifier: Path, exports: Path, note_waiting: files.Waiting, *, report: Path | None = None) -> Path:
     """Put a finished classifier into the next version of a data set and make it the latest; return its folder.
+
+    The files of ``report`` come to lie beside those of the classifier, and the manifest says what both say.
 
     A classifier that was published before becomes the latest again under its old version, unless that is damaged. Files are
     copied and not linked: a program that writes into a published file must not reach the original.
@@ -61,6 +66,8 @@ def publish(classifier: Path, exports: Path, note_waiting: files.Waiting) -> Pat
                 shutil.copytree(classifier, temporary)
                 if damage := files.damage(temporary, contents=True):
                     raise UserError(f"{classifier} is not published, it is damaged ({damage}); remove it and run again")
+                if report:
+                    _add_report(temporary, report)
                 files.move_folder(temporary, version)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -70,6 +77,16 @@ def publish(classifier: Path, exports: Path, note_waiting: files.Waiting) -> Pat
         link.symlink_to(version.name)
         os.replace(link, exports / LATEST)
     return version
+
+
+def _add_report(version: Path, report: Path) -> None:
+    classifier, evaluated = (files.read_json(folder / files.MANIFEST) for folder in (version, report))
+    for name in evaluated["files"]:
+        shutil.copy2(report / name, version / name)
+    if damage := files.damage(report, contents=True):
+        raise UserError(f"{report} is not published, it is damaged ({damage}); remove it and run again")
+    timings = {**classifier.get("timings", {}), evaluated["task"]: evaluated["seconds"]}
+    files.write_manifest(version, {**{name: evaluated[name] for name in REPORTED}, **classifier, "timings": timings})
 
 
 def find(name: str, exports: Path) -> Path:

@@ -7,6 +7,8 @@ summaries/candidate-0/validation loss and accuracy on the validation split
 
 from __future__ import annotations
 
+import csv
+import itertools
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +18,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline import bottlenecks, dataset, files, images, pictures
+from pipeline import dataset, files, images, pictures
 from pipeline.dataset import Photo, readable
 from pipeline.errors import BadImage
+from pipeline.packed import INDEX, Packed
 from pipeline.tensorflow_v1 import session, tf
 
 MOST_HISTOGRAMS = 20
@@ -93,6 +96,21 @@ class Curves:
         writer.add_summary(tf.Summary.FromString(proto.SerializeToString()), 0)
 
 
+def write_curves(path: Path, folder: Path, candidates: int) -> None:
+    """Read the curves of all candidates back from the event files in ``folder``, and write them as a table, for whoever has no
+    TensorFlow. What a kill made the trainer write twice is the same twice, and stands there once."""
+    with files.open_atomic(path, newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("candidate", "curve", "step", "loss", "accuracy"))
+        for number, curve in itertools.product(range(candidates), CURVES):
+            points: dict[int, dict[str, float]] = {}
+            for events in (folder / candidate_name(number) / curve).glob("events*"):
+                for event in tf.train.summary_iterator(str(events)):
+                    points.setdefault(event.step, {}).update((value.tag, value.simple_value) for value in event.summary.value)
+            rows = [(step, values) for step, values in sorted(points.items()) if values]
+            writer.writerows((number, curve, step, f"{values['loss']:.6g}", f"{values['accuracy']:.6g}") for step, values in rows)
+
+
 # --- Pictures and the projector, once a training is through ----------------------------------------------------------
 
 SHOWN = 25
@@ -151,8 +169,8 @@ def write_pictures(
         see: how the network sees a photo.
         seed: of which training photos are shown.
     """
-    rows = list(enumerate(dataset.each_photo(packed / bottlenecks.INDEX)))
-    matrix = bottlenecks.Packed(packed)
+    rows = list(enumerate(dataset.each_photo(packed / INDEX)))
+    matrix = Packed(packed)
 
     def measured(split: str, most: int | None = None) -> Measured:
         numbers = [number for number, row in rows if row.split == split][:most]

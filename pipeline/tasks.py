@@ -1,7 +1,7 @@
 """The task graph. Each ``make`` is a few lines that call the library; nothing here imports TensorFlow at the top.
 
 FetchImages ─► IndexImages ─┐
-                            ├─► ComputeBottlenecks ─► TrainFinalLayer ─► ExportGraph ─► Export
+                            ├─► ComputeBottlenecks ─► TrainFinalLayer ─► ExportGraph ─► Report ─► Export
 DownloadModel ──────────────┘
 """
 
@@ -281,7 +281,7 @@ class ComputeBottlenecks(Artifact):
 class TrainFinalLayer(Artifact):
     """The final layer, trained on the packed bottlenecks."""
 
-    VERSION = "1"
+    VERSION = "2"
 
     how_many_training_steps = whole_number(1, 10**8, default=4000, description="mini-batches to train on")
     train_batch_size = whole_number(1, 2**16, default=100, description="photos in a mini-batch")
@@ -316,7 +316,7 @@ class TrainFinalLayer(Artifact):
     init_from_key = luigi.Parameter(default="", positional=False)
 
     def make(self, work: Path) -> dict[str, Any]:
-        from pipeline import final_layer, summaries
+        from pipeline import evaluation, final_layer, summaries
 
         names = [field.name for field in dataclasses.fields(final_layer.Options)]
         options = final_layer.Options(**{name: getattr(self, name) for name in names})
@@ -328,7 +328,7 @@ class TrainFinalLayer(Artifact):
             work / final_layer.SUMMARIES,
             packed.folder,
             result.labels,
-            final_layer.read_logits(work),
+            evaluation.read_logits(work),
             Path(self.images),
             summaries.seeing(size, packed.extraction().drawn),
             self.seed,
@@ -398,6 +398,54 @@ class ExportGraph(Artifact):
             **{name: packed.output().manifest()[name] for name in counted},
             "timings": {task.task_family: task.output().manifest()["seconds"] for task in self.requires()},
         }
+
+
+@requires(IndexImages, DownloadModel, ComputeBottlenecks, TrainFinalLayer, ExportGraph)
+class Report(Artifact):
+    """What the classifier is worth: its figures on the test photos, a page and a model card."""
+
+    VERSION = "1"
+
+    def make(self, work: Path) -> dict[str, Any]:
+        from pipeline import report
+
+        _, _, packed, training, classifier = self.requires()
+        return report.of_training(
+            work,
+            packed=packed.folder,
+            training=training.folder,
+            classifier=classifier.folder,
+            photos=Path(self.images),
+            origin=report.Origin(
+                data=self.data,
+                drawn=self.data if settings.profile(self.data).images.draw_per_class else "",
+                settings=self.settings,
+                command=self.command,
+                timings={task.task_family: task.output().manifest()["seconds"] for task in self.requires()},
+                warnings=packed.output().manifest()["warnings"],
+                live=registry.live(settings.paths(self.data).exports / self.data),
+            ),
+        )
+
+    @property
+    def settings(self) -> list[tuple[str, str, bool]]:
+        """Name, value, and whether it is the default, of all that a person can set."""
+        handed_down = ("snapshot", "model_identity", "init_from_key")
+        return [
+            (name, parameter.serialize(value := getattr(self, name)), value == parameter._default)
+            for name, parameter in self.get_params()
+            if name not in handed_down and getattr(self, name) is not None
+        ]
+
+    @property
+    def command(self) -> str:
+        """What makes the classifier again, in a project whose own settings are as they were."""
+        default_images = str((settings.paths(self.data).image_dir / self.data).resolve())
+        given = {name: value for name, value, is_default in self.settings if not is_default or name == "data"}
+        if given.get("images") == default_images:
+            del given["images"]
+        options = [part for name, value in sorted(given.items()) for part in (f"--{name.replace('_', '-')}", value)]
+        return f"{luigi_program.EXPORT} {shlex.join(options)}"
 
 
 @inherits(ExportGraph)
@@ -518,6 +566,11 @@ class Export(QuietTask):
         )
 
     @property
+    def report(self) -> Report:
+        """The task that evaluates the classifier."""
+        return self.classifier.clone(Report)
+
+    @property
     def live(self) -> Path | None:
         """The published version, if it is what these photos and settings give."""
         paths = settings.paths(self.data)
@@ -553,7 +606,7 @@ class Export(QuietTask):
         try:
             self.check()
             if sources.has_photos(self.photos_folder):
-                return [self.classifier]
+                return [self.report]
             source = settings.profile(self.data).images
             if self.images or not (source.url or source.draw_per_class):
                 return [FolderOfPhotos(images=str(self.photos_folder), remedy=self._remedy())]
@@ -580,13 +633,14 @@ class Export(QuietTask):
                 if noted and fallback.live and made_before(fallback.live, noted.since):
                     say_up_to_date(fallback)
                 return
-            yield self.classifier
-            self.classifier.mend()
+            yield self.report
+            for task in (self.classifier, self.report):
+                task.mend()
             exports = settings.paths(self.data).exports / self.data
             before = registry.versions(exports)
             if (was_live := registry.live(exports)) and (damage := files.damage(was_live)):
                 console.warn(f"{shown(was_live)} is damaged ({damage}); a new version takes its place")
-            version = registry.publish(self.classifier.folder, exports, console.note)
+            version = registry.publish(self.classifier.folder, exports, console.note, report=self.report.folder)
             for name, copy in self.copies.items():
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 files.write_atomic(copy, (version / name).read_bytes())
@@ -609,6 +663,7 @@ def result_lines(data: str, version: Path, classifier: ExportGraph) -> list[str]
         f"labels   {shown(version / 'labels.txt')}",
         f"curves   {shlex.join([shown(Path(sys.executable).with_name('tensorboard')), '--logdir', shown(training.folder)])}",
         f"predict  {shlex.join([shown(Path(sys.executable)), '-m', 'pipeline', 'predict', data, 'PHOTO.jpg'])}",
+        f"report   {shown(version / 'report.html')}",
     ]
     if manifest["skipped"]:
         lines.insert(1, f"left out {manifest['skipped']}, listed with the reasons in {shown(packed.folder / SKIPPED)}")

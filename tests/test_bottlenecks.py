@@ -12,12 +12,14 @@ import pytest
 from conftest import make_photos
 
 from pipeline import bottlenecks, checkpoint, dataset, files
+from pipeline import packed as packed_module
 from pipeline.backbones import Backbone
 from pipeline.bottlenecks import Extraction, Statistics
 from pipeline.dataset import Photo
 from pipeline.errors import UserError
 from pipeline.images import Distortions
 from pipeline.network import Network
+from pipeline.packed import INDEX, PACKED, Packed
 from pipeline.tensorflow_v1 import tf
 from pipeline.vector_cache import VectorCache
 
@@ -171,7 +173,7 @@ def test_views_are_rows_of_the_training_photos_and_computed_once(folder: Path, p
     assert (again.computed, again.cached) == (0, len(rows))
     bottlenecks.pack(rows, cache, WIDTH, tmp_path)
     data = (folder / views[5].path).read_bytes()
-    row = bottlenecks.Packed(tmp_path)[np.array([len(photos) + 5])]
+    row = Packed(tmp_path)[np.array([len(photos) + 5])]
     assert row.tobytes() == vector_of(data + DISTORTED.drawn(views[5]).tobytes()).tobytes()
 
 
@@ -217,9 +219,9 @@ def filled(photos: list[Photo], folder: Path, cache: VectorCache, monkeypatch: p
 
 def test_rows_are_in_the_order_of_the_index(photos: list[Photo], filled: VectorCache, tmp_path: Path) -> None:
     statistics = bottlenecks.pack(photos, filled, WIDTH, tmp_path)
-    matrix = bottlenecks.Packed(tmp_path)[np.arange(60)]
+    matrix = Packed(tmp_path)[np.arange(60)]
     assert [row.tobytes() for row in matrix] == [filled.read(p.sha256).tobytes() for p in photos]  # type: ignore[union-attr]
-    assert dataset.read_photos(tmp_path / bottlenecks.INDEX) == photos
+    assert dataset.read_photos(tmp_path / INDEX) == photos
     training = matrix[[p.split == dataset.TRAINING for p in photos]].astype(np.float64)
     for found in (statistics, bottlenecks.read_statistics(tmp_path)):
         assert found.count == len(training)
@@ -228,7 +230,7 @@ def test_rows_are_in_the_order_of_the_index(photos: list[Photo], filled: VectorC
 
 
 def files_of(folder: Path) -> dict[str, str]:
-    kept = (bottlenecks.PACKED, bottlenecks.INDEX)
+    kept = (PACKED, INDEX)
     tensors = {name: repr(checkpoint.read(folder, name)) for name in ("global_step", "count", "mean", "sum_of_squares")}
     return {**{name: files.sha256_file(folder / name) for name in kept}, **tensors}
 
@@ -256,14 +258,14 @@ def test_a_killed_pack_goes_on_and_ends_in_the_same_bytes(
 def test_a_pack_of_other_photos_starts_over(photos: list[Photo], filled: VectorCache, tmp_path: Path) -> None:
     bottlenecks.pack(photos, filled, WIDTH, tmp_path)
     bottlenecks.pack(photos[1:], filled, WIDTH, tmp_path)
-    assert len(bottlenecks.Packed(tmp_path)) == 59
-    assert bottlenecks.Packed(tmp_path)[np.array([0])].tobytes() == filled.read(photos[1].sha256).tobytes()  # type: ignore[union-attr]
+    assert len(Packed(tmp_path)) == 59
+    assert Packed(tmp_path)[np.array([0])].tobytes() == filled.read(photos[1].sha256).tobytes()  # type: ignore[union-attr]
 
 
 def test_rows_that_never_reached_the_disk_are_packed_again(photos: list[Photo], filled: VectorCache, tmp_path: Path) -> None:
     bottlenecks.pack(photos, filled, WIDTH, tmp_path)
     whole = files_of(tmp_path)
-    packed = tmp_path / bottlenecks.PACKED
+    packed = tmp_path / PACKED
     packed.write_bytes(packed.read_bytes()[:300])
     bottlenecks.pack(photos, filled, WIDTH, tmp_path)
     assert files_of(tmp_path) == whole
@@ -296,8 +298,8 @@ def test_a_map_that_gives_its_pages_back_reads_on(
     photos: list[Photo], filled: VectorCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bottlenecks.pack(photos, filled, WIDTH, tmp_path)
-    monkeypatch.setattr(bottlenecks, "BYTES_MAPPED", 100)
-    packed = bottlenecks.Packed(tmp_path)
+    monkeypatch.setattr(packed_module, "BYTES_MAPPED", 100)
+    packed = Packed(tmp_path)
     assert packed.shape == (60, WIDTH)
     for start in range(0, 60, 20):
         rows = np.arange(start, start + 20)[::-1]

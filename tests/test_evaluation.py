@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
+from sklearn import metrics
 
 from pipeline import evaluation
 
@@ -28,3 +31,83 @@ def test_wilson_interval_of_the_literature(successes: int, count: int, low: floa
 
 def test_wilson_interval_of_nothing_is_everything() -> None:
     assert evaluation.wilson_interval(0, 0) == (0, 1)
+
+
+# --- All figures, against scikit-learn --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def measured() -> tuple[np.ndarray, np.ndarray]:
+    """Logits of 500 photos of seven classes, too sure of themselves, and the truth; the last class is never predicted."""
+    rng = np.random.default_rng(0)
+    truth = rng.choice(7, 500, p=[0.3, 0.2, 0.2, 0.1, 0.1, 0.05, 0.05])
+    logits = rng.normal(0, 2, (500, 7))
+    logits[np.arange(500), truth] += 3
+    logits[:, 6] = -20
+    return (2 * logits).astype(np.float32), truth
+
+
+LABELS = list("abcdefg")
+
+
+def test_figures_are_those_of_scikit_learn(measured: tuple[np.ndarray, np.ndarray]) -> None:
+    logits, truth = measured
+    ours, predicted, probabilities = evaluation.evaluate(logits, truth, LABELS), logits.argmax(axis=1), evaluation.softmax(logits)
+    assert ours.accuracy == pytest.approx(metrics.accuracy_score(truth, predicted))
+    for k, share in ours.top_k.items():
+        assert share == pytest.approx(metrics.top_k_accuracy_score(truth, probabilities, k=k))
+    assert list(ours.top_k) == [1, 2, 3, 5]
+    sane = truth != 6  # scikit-learn takes no probability for smaller than 2e-16
+    theirs = metrics.log_loss(truth[sane], probabilities[sane], labels=range(7))
+    assert evaluation.calibration(logits[sane], truth[sane], 1.0).log_loss == pytest.approx(theirs)
+    assert (ours.confusion == metrics.confusion_matrix(truth, predicted, labels=range(7))).all()
+    theirs = metrics.precision_recall_fscore_support(truth, predicted, labels=range(7), zero_division=0)
+    for number, one in enumerate(ours.classes):
+        figures = [one.precision or 0, one.recall, one.f1, one.support]
+        assert figures == pytest.approx([column[number] for column in theirs]), one
+    assert ours.classes[6].precision is None
+    assert ours.macro_f1 == pytest.approx(metrics.f1_score(truth, predicted, average="macro"))
+
+
+def test_calibration_by_hand() -> None:
+    """Four photos at 0.9, three of them right, and two at 0.6, both right: (4 * 0.15 + 2 * 0.4) / 6."""
+    shares = np.array([[0.9, 0.1]] * 4 + [[0.6, 0.4]] * 2)
+    found = evaluation.calibration(np.log(shares), np.array([0, 0, 0, 1, 0, 0]), 1.0)
+    assert found.error == pytest.approx((4 * 0.15 + 2 * 0.4) / 6)
+    assert [(one.count, round(one.confidence, 6), one.accuracy) for one in found.bins] == [(2, 0.6, 1.0), (4, 0.9, 0.75)]
+    assert found.bins[0].low < 0.6 <= found.bins[0].high
+
+
+def test_the_temperature_has_the_lowest_loss(measured: tuple[np.ndarray, np.ndarray]) -> None:
+    logits, truth = measured
+    fitted = evaluation.fit_temperature(logits, truth)
+    losses = [evaluation.log_loss(logits / t, truth) for t in (fitted * 0.99, fitted, fitted * 1.01)]
+    assert losses[1] == min(losses)
+    assert evaluation.fit_temperature(logits * 3, truth) == pytest.approx(3 * fitted, rel=1e-4)
+    ours = evaluation.evaluate(logits, truth, LABELS, fitted)
+    assert ours.calibrated.error < ours.calibration.error
+    assert ours.calibrated.temperature == fitted > 1
+
+
+@pytest.mark.parametrize("truth", [[0, 1], [1, 0]])
+def test_the_temperature_is_one_where_the_loss_has_no_minimum(truth: list[int]) -> None:
+    assert evaluation.fit_temperature(np.array([[5.0, 0.0], [0.0, 5.0]]), np.array(truth)) == 1.0
+
+
+def test_equal_logits_are_ranked_as_argmax_has_it() -> None:
+    logits = np.array([[1.0, 1.0, 0.0]] * 3)
+    assert evaluation.ranks_of(logits, np.array([0, 1, 2])).tolist() == [0, 1, 2]
+
+
+def test_mistakes_and_confused_pairs_come_worst_first() -> None:
+    logits = np.array([[3.0, 0, 0], [2.0, 0, 0], [0, 9.0, 0], [0, 0, 1.0], [5.0, 0, 0]])
+    truth = np.array([0, 1, 0, 2, 1])
+    assert evaluation.mistakes(logits, truth).tolist() == [2, 4, 1]
+    pairs = evaluation.most_confused(evaluation.evaluate(logits, truth, ["a", "b", "c"]), most=5)
+    assert pairs == [evaluation.Confused("b", "a", 2, 1.0), evaluation.Confused("a", "b", 1, 0.5)]
+
+
+def test_figures_are_json(measured: tuple[np.ndarray, np.ndarray]) -> None:
+    figures = json.loads(json.dumps(evaluation.evaluate(*measured, LABELS).as_json(), allow_nan=False))
+    assert figures["confusion"][0][0] == figures["classes"][0]["support"] * figures["classes"][0]["recall"]
+    assert figures["most_confused"][0]["count"] > 0

@@ -14,6 +14,7 @@ from pipeline import bottlenecks, checkpoint, dataset, evaluation, final_layer, 
 from pipeline.dataset import Photo
 from pipeline.errors import UserError
 from pipeline.heads import Shape
+from pipeline.packed import INDEX, Packed
 from pipeline.tensorflow_v1 import session, tf
 from pipeline.vector_cache import VectorCache
 
@@ -52,7 +53,7 @@ def tensors(folder: Path) -> dict[str, bytes]:
 
 def splits(packed: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Vectors and label ids by split."""
-    matrix, photos = bottlenecks.Packed(packed), dataset.read_photos(packed / bottlenecks.INDEX)
+    matrix, photos = Packed(packed), dataset.read_photos(packed / INDEX)
     labels = dataset.labels_of(photos)
     result = {}
     for split in dataset.SPLITS:
@@ -252,7 +253,7 @@ def test_the_candidate_with_the_lowest_validation_loss_is_kept_as_a_head_of_its_
     rows = (tmp_path / final_layer.CANDIDATES).read_text().splitlines()
     assert rows[0] == "learning_rate,weight_decay,label_smoothing,best_step,validation_loss,validation_accuracy"
     assert len(rows) == 9
-    assert {(split, logits.shape) for split, logits in final_layer.read_logits(tmp_path).items()} == {
+    assert {(split, logits.shape) for split, logits in evaluation.read_logits(tmp_path).items()} == {
         (split, (len(splits(packed)[split][1]), CLASSES)) for split in (dataset.VALIDATION, dataset.TESTING)
     }
 

@@ -58,6 +58,7 @@ def test_the_first_run_prints_what_came_out(finished: Project) -> None:
     command = lines[5].removeprefix("predict  ").replace("PHOTO.jpg", "data/colours/red/000.png").split()
     predicted = finished.run(command)
     assert predicted.stdout.startswith("data/colours/red/000.png: red ")
+    assert finished.live("colours") / "report.html" == (finished.root / lines[6].split()[1]).resolve()
 
 
 def test_the_output_is_quiet(finished: Project) -> None:
@@ -76,7 +77,7 @@ def test_the_classifier_has_learned_the_colours(finished: Project) -> None:
 
 
 def test_the_manifest_says_key_parents_parameters_counts_timings_and_versions(finished: Project) -> None:
-    for task in ("IndexImages", "ComputeBottlenecks", "TrainFinalLayer", "ExportGraph"):
+    for task in ("IndexImages", "ComputeBottlenecks", "TrainFinalLayer", "ExportGraph", "Report"):
         folder = the_run(finished, task)
         says = manifest(folder)
         assert says["key"] == folder.name
@@ -348,8 +349,8 @@ from pipeline import registry
 publish = registry.publish
 (other,) = Path("store/runs/ExportGraph").iterdir()
 
-def publish_and_be_overtaken(classifier, exports, waiting):
-    version = publish(classifier, exports, waiting)
+def publish_and_be_overtaken(classifier, exports, waiting, *, report):
+    version = publish(classifier, exports, waiting, report=report)
     publish(other.resolve(), exports, waiting)
     return version
 
