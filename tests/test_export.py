@@ -94,7 +94,7 @@ def test_the_same_bytes_each_time(exported: Path, trained: Trained, tmp_path: Pa
 
 
 def test_a_graph_that_disagrees_is_not_exported(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bottlenecks, "Packed", lambda folder: np.zeros((16, 1280), np.float32))
+    monkeypatch.setattr(export, "Packed", lambda folder: np.zeros((16, 1280), np.float32))
     with pytest.raises(UserError, match=r"not exported: the joined session differs from training by [\d.]+ in a probability"):
         trained.export(tmp_path / "wrong")
 
