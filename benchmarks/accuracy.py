@@ -42,7 +42,7 @@ TRIED = (
     "--hidden-units 256",
     "--hidden-units 256 --dropout 0.5",
     "--class-weights balanced",
-    "--schedule cosine --how-many-training-steps 8000",
+    "--learning-rate-schedule cosine --how-many-training-steps 8000",
     "--learning-rate 0.01,0.03,0.1 --weight-decay 0.0003,0.001,0.003,0.01,0.03",
 )
 

@@ -60,7 +60,7 @@ class Options:
         learning_rate, weight_decay, label_smoothing: one value or several; each combination is a candidate. The penalty of
             weight decay is weight_decay / 2 times the sum of the squared weights (not the biases); smoothing takes that share
             of the truth and spreads it over all classes.
-        optimizer, schedule: of ``optimizers.OPTIMIZERS`` and ``SCHEDULES``.
+        optimizer, learning_rate_schedule: of ``optimizers.OPTIMIZERS`` and ``SCHEDULES``.
         dropout: the share of features that a step does not see.
         hidden_units: of a hidden layer between bottleneck and logits; 0 for none.
         class_weights: "balanced" weighs photos so that each class weighs the same, however many photos it has.
@@ -80,7 +80,7 @@ class Options:
     seed: int
     label_smoothing: tuple[float, ...] = (0.0,)
     optimizer: str = "momentum"
-    schedule: str = "constant"
+    learning_rate_schedule: str = "constant"
     dropout: float = 0.0
     hidden_units: int = 0
     class_weights: str = "none"
@@ -349,7 +349,7 @@ class _Trainer:
             while done < steps and not self._is_patience_over(running, done):
                 start, done = done, self._next_stop(done)
                 vectors, truth = self._batches(start, done)
-                train(vectors, truth, np.array(optimizers.schedule_factors(options.schedule, start, done, steps), np.float32))
+                train(vectors, truth, np.array(optimizers.schedule_factors(options.learning_rate_schedule, start, done, steps), np.float32))
                 if done % options.eval_step_interval == 0 or done == steps:
                     self._look(running, done, curves)
                 if done % options.checkpoint_interval == 0 and done < steps:

@@ -292,7 +292,9 @@ class TrainFinalLayer(Artifact):
     weight_decay = numbers(0, 1e3, default=(0.001, 0.003, 0.01), description="L2 penalty on the weights")
     label_smoothing = numbers(0, 0.9, default=(0.0,), description="share of the truth that is spread over all classes")
     optimizer = choice(("sgd", "momentum", "adam"), default="momentum", description="kind of gradient descent")
-    schedule = choice(("constant", "cosine", "step"), default="constant", description="how the learning rate changes with the steps")
+    learning_rate_schedule = choice(
+        ("constant", "cosine", "step"), default="constant", description="how the learning rate changes with the steps"
+    )
     dropout = number(0, 0.95, default=0.0, description="share of the features that a step does not see")
     hidden_units = whole_number(0, 2**16, default=0, description="units of a hidden layer before the last; 0 is none")
     class_weights = choice(

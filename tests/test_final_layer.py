@@ -262,8 +262,8 @@ def test_the_candidate_with_the_lowest_validation_loss_is_kept_as_a_head_of_its_
     [
         {"optimizer": "adam", "learning_rate": (0.01,)},
         {"optimizer": "sgd", "learning_rate": (0.5,)},
-        {"schedule": "cosine"},
-        {"schedule": "step"},
+        {"learning_rate_schedule": "cosine"},
+        {"learning_rate_schedule": "step"},
         {"dropout": 0.3},
         {"hidden_units": 16},
         {"hidden_units": 16, "dropout": 0.3, "optimizer": "adam", "learning_rate": (0.01,)},
