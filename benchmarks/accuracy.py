@@ -25,25 +25,20 @@ from pipeline.errors import UserError
 DEFAULTS = ""
 """The row that all others are compared with, photo by photo."""
 
-DISTORTED = "--flip-left-right true --random-crop 10 --random-scale 10 --random-brightness 10"
-
 TRIED = (
     "--average-views mirror",
     "--average-views mirror+crops",
-    DISTORTED,
-    "--model-size 256",
+    "--flip-left-right true --random-crop 10 --random-scale 10 --random-brightness 10 --distorted-views 4",
     "--model-size 288",
     "--model-size 320",
-    "--model-size 288 --average-views mirror",
     "--model efficientnet-lite2",
-    "--model efficientnet-lite2 --model-size 320",
     "--precision bfloat16",
     "--label-smoothing 0.1",
     "--hidden-units 256",
-    "--hidden-units 256 --dropout 0.5",
+    "--model-size 288 --hidden-units 256",
     "--class-weights balanced",
     "--learning-rate-schedule cosine --how-many-training-steps 8000",
-    "--learning-rate 0.01,0.03,0.1 --weight-decay 0.0003,0.001,0.003,0.01,0.03",
+    "--learning-rate 0.003,0.01,0.03 --weight-decay 0.001,0.003,0.01,0.03,0.1",
 )
 
 Right = dict[tuple[int, str], bool]
