@@ -221,3 +221,12 @@ def test_keys_follow_what_decides_the_content(inside: Project, tmp_path: Path) -
     assert changed(learning_rate=0.5) == {"TrainFinalLayer", "ExportGraph"}
     assert changed(final_tensor_name="scores") == {"ExportGraph"}
     assert changed(testing_percentage=20.0) == set(plain) - {"DownloadModel"}
+
+
+def test_no_option_is_the_beginning_of_one_of_luigis_own() -> None:
+    """The luigi program reads its own options first, shortened ones too: ``--schedule`` was one of its twenty ``--scheduler-…``."""
+    parser = luigi.cmdline_parser.CmdlineParser._build_parser()
+    own = [option.removeprefix("--") for action in parser._actions for option in action.option_strings]
+    assert "scheduler-host" in own
+    for name, _ in Export.get_params():
+        assert [option for option in own if option.startswith(name.replace("_", "-"))] == []
