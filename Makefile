@@ -17,17 +17,28 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; 
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 INSTALL := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: retrain test benchmark tensorboard install clean
+.PHONY: retrain test browser benchmark tensorboard install clean
 
 retrain: $(VENV)/installed
 	@$(VENV)/bin/luigi --module pipeline Export --data '$(DATA)' $(ARGS)
 
-test: $(VENV)/installed-test
+test: $(VENV)/installed-test browser
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
 	$(VENV)/bin/pytest
+
+# The tests look at the report in a real browser.
+browser:
+	@if ! command -v chromedriver >/dev/null; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			echo 'installing chromium and chromium-driver with apt-get, for the tests (once; about 400 MB)' >&2; \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium chromium-driver >/dev/null; \
+		else \
+			echo 'warning: there is no chromedriver, so tests/test_report.py will fail; install Chromium and its chromedriver' >&2; \
+		fi; \
+	fi
 
 benchmark: $(VENV)/installed
 	@$(VENV)/bin/python -m benchmarks $(ARGS)
