@@ -16,6 +16,7 @@ from pipeline.errors import DataMissing, UserError
 
 if TYPE_CHECKING:
     from pipeline.predict import Classifier
+    from pipeline.runs import Run
 
 FAILED = 30
 DATA_MISSING = 20
@@ -48,6 +49,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     _takes_photos(predict, _predict)
 
+    evaluate = verbs.add_parser("evaluate", help="figures and a page of an exported classifier on new labelled photos")
+    evaluate.add_argument("classifier", metavar="EXPORT|DATA", help="as of predict")
+    evaluate.add_argument("--images", required=True, metavar="FOLDER", help="a folder for each class, named like the classes")
+    evaluate.add_argument("--output", metavar="FOLDER", help="where the page goes (default: a folder in store/evaluations)")
+    evaluate.set_defaults(run=_evaluate)
+
     classify = verbs.add_parser("classify", help="name photos with the classes that a pretrained model was trained on")
     classify.add_argument("--model", default="efficientnet-lite0", metavar="NAME|PATH|URL|HANDLE", help="(default: efficientnet-lite0)")
     _describes_model(classify)
@@ -59,6 +66,16 @@ def _parser() -> argparse.ArgumentParser:
     graph.add_argument("model", metavar="NAME|PATH|URL|HANDLE")
     _describes_model(graph)
     graph.set_defaults(run=_write_graph)
+
+    runs = verbs.add_parser("runs", help="finished trainings").add_subparsers(dest="runs_verb", required=True, metavar="VERB")
+    runs.add_parser("list", help="all of them").set_defaults(run=_list_runs)
+    show = runs.add_parser("show", help="the essentials of one, and where its page lies")
+    show.add_argument("name", metavar="RUN", help="its name as in runs list, a data set (its live version), a folder, or a key's beginning")
+    show.set_defaults(run=_show_run)
+    compare = runs.add_parser("compare", help="a table of several, printed and written as CSV")
+    compare.add_argument("names", metavar="RUN", nargs="+")
+    compare.add_argument("--output", metavar="FILE", help="where the table goes (default: a file in store/comparisons)")
+    compare.set_defaults(run=_compare_runs)
 
     cache = verbs.add_parser("cache", help="the vectors of all photos").add_subparsers(dest="cache_verb", required=True, metavar="VERB")
     cache.add_parser("show", help="vectors, size and hits, by model").set_defaults(run=_show_cache)
@@ -89,16 +106,19 @@ def _takes_photos(parser: argparse.ArgumentParser, run: Callable[[argparse.Names
     parser.set_defaults(run=run)
 
 
-def _predict(options: argparse.Namespace) -> int:
+def _exported(name: str) -> Path:
+    """The folder of the export that a person names."""
     from pipeline import registry, settings
 
     try:
         settings.project()
     except UserError:  # outside a project a folder can still be named
-        exports = Path("exports")
-    else:
-        exports = settings.exports_of(options.classifier)
-    folder = registry.find(options.classifier, exports)
+        return registry.find(name, Path("exports"))
+    return registry.find(name, settings.exports_of(name))
+
+
+def _predict(options: argparse.Namespace) -> int:
+    folder = _exported(options.classifier)
 
     def load() -> Classifier:
         from pipeline.predict import load
@@ -106,6 +126,40 @@ def _predict(options: argparse.Namespace) -> int:
         return load(folder)
 
     return _name_photos(options, load)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from pipeline import new_photos, settings
+    from pipeline.dataset import fingerprint
+    from pipeline.tasks import shown
+
+    version, images = _exported(options.classifier), Path(options.images).expanduser()
+    photos = new_photos.labelled(version, images)
+    if options.output:
+        out = Path(options.output)
+    else:
+        try:
+            store = settings.paths().store
+        except UserError:
+            store = Path()
+        out = store / "evaluations" / f"{version.parent.name}-{version.name}-{fingerprint(photos)[:8]}"
+
+    def load(folder: Path) -> Classifier:
+        from pipeline.predict import load
+
+        return load(folder)
+
+    with console.progress("evaluate", "photos") as report:
+        figures = new_photos.evaluate(version, images, photos, out, load, report)
+    low, high = figures["interval"]
+    console.say(
+        f"accuracy {100 * figures['accuracy']:.1f} % ({figures['correct']} of {figures['count']} photos, "
+        f"95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
+    )
+    if left_out := len(photos) - figures["count"]:
+        console.say(f"left out {left_out}, listed with the reasons in {shown(out.resolve() / 'skipped.csv')}")
+    console.say(f"report   {shown(out.resolve() / 'report.html')}")
+    return 0
 
 
 def _classify(options: argparse.Namespace) -> int:
@@ -177,6 +231,65 @@ def _write_graph(options: argparse.Namespace) -> int:
     logdir = settings.paths().store / "graphs" / folder.name
     backbones.write_graph_summary(folder, logdir)
     console.say(f"look at it with: tensorboard --logdir {logdir}")
+    return 0
+
+
+def _runs() -> list[Run]:
+    from pipeline import runs, settings
+
+    reports = settings.paths().runs("Report")
+    data_sets = {manifest["data"] for manifest in _manifests("Report")}
+    exports = settings.paths().exports
+    folders = [folder for folder in exports.iterdir() if folder.is_dir()] if exports.is_dir() else []
+    return runs.all_runs([*folders, *(settings.paths(data).exports / data for data in data_sets)], reports)
+
+
+def _list_runs(_: argparse.Namespace) -> int:
+    from pipeline import runs
+    from pipeline.tasks import shown
+
+    found = _runs()
+    if not found:
+        console.say("no run yet: make retrain, or luigi --module pipeline Export")
+        return 0
+    rows = [["run", "", "made", "model", "photos", "test accuracy", "page"]]
+    for run in found:
+        says = run.manifest
+        page = shown(run.page) if run.page.is_file() else ""
+        accuracy = runs.percent(says["test_accuracy"])
+        rows.append([run.name, "live" * run.is_live, says["finished"][:10], says["backbone"]["name"], str(says["photos"]), accuracy, page])
+    for line in runs.aligned(rows):
+        console.say(line)
+    return 0
+
+
+def _show_run(options: argparse.Namespace) -> int:
+    from pipeline import runs
+    from pipeline.tasks import shown
+
+    run = runs.find(options.name, _runs())
+    for line in runs.aligned(runs.comparison([run])):
+        console.say(line)
+    if run.figure("count"):
+        console.say(f"suspected labels     {run.figure('suspected_labels')}")
+        console.say(f"near-duplicates      {run.figure('near_duplicates')}")
+    console.say(f"page                 {shown(run.page) if run.page.is_file() else 'none, it was made before there were pages'}")
+    return 0
+
+
+def _compare_runs(options: argparse.Namespace) -> int:
+    from pipeline import runs, settings
+    from pipeline.tasks import shown
+
+    found = _runs()
+    compared = [runs.find(name, found) for name in options.names]
+    rows = runs.comparison(compared)
+    for line in runs.aligned(rows):
+        console.say(line)
+    names = "_".join(run.name.replace("/", "-") for run in compared)
+    path = Path(options.output) if options.output else settings.paths().store / "comparisons" / f"{names[:200]}.csv"
+    runs.write(path, rows)
+    console.say(f"table    {shown(path.resolve())}")
     return 0
 
 

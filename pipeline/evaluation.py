@@ -89,7 +89,7 @@ class OfClass:
         predicted: photos that are said to be of it.
         precision: share of those said to be of it that are; None where there are none.
         recall: share of those of it that are said to be; None where there are none.
-        f1: the harmonic mean of the two; None where there are neither.
+        f1: the harmonic mean of the two; None where there are no photos of it.
     """
 
     label: str
@@ -169,7 +169,7 @@ class Evaluation:
 
     @property
     def macro_f1(self) -> float:
-        """The mean F1 of the classes that have one: each class weighs the same."""
+        """The mean F1 of the classes that have photos: each class weighs the same."""
         return mean_of([of_class.f1 for of_class in self.classes])
 
     def as_json(self) -> dict[str, Any]:
@@ -218,7 +218,14 @@ def of_classes(confusion: np.ndarray, labels: Sequence[str]) -> list[OfClass]:
 
     counts = zip(labels, confusion.diagonal().tolist(), confusion.sum(axis=1).tolist(), confusion.sum(axis=0).tolist())
     return [
-        OfClass(label, support, predicted, share(right, predicted), share(right, support), share(2 * right, support + predicted))
+        OfClass(
+            label=label,
+            support=support,
+            predicted=predicted,
+            precision=share(right, predicted),
+            recall=share(right, support),
+            f1=share(2 * right, support + predicted) if support else None,
+        )
         for label, right, support, predicted in counts
     ]
 

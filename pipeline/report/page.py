@@ -101,6 +101,7 @@ def write_photos(folder: Path, findings: Findings, name: str, classifier: dict[s
     content = {
         **_of_findings(findings),
         "is_training": False,
+        "live": None,
         "subtitle": f"Evaluation of {name} on the photos of {readable(str(findings.photos_folder))} · {_today()}",
         "warnings": [],
         "command": "",

@@ -1,0 +1,76 @@
+"""An exported classifier on labelled photos that it was not trained on: the same figures and the same page as of a training."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline import dataset, files, report
+from pipeline.console import Report
+from pipeline.dataset import Photo, readable
+from pipeline.errors import DataMissing, UserError
+
+if TYPE_CHECKING:
+    from pipeline.predict import Classifier
+
+LEAST = 1e-30
+"""A probability that came out as 0 is taken for so much, so that its logarithm is a number."""
+
+
+def labelled(version: Path, images: Path) -> list[Photo]:
+    """The photos in the class folders of ``images``, those that cannot be used with their problem.
+
+    Raises UserError for a class that the classifier in ``version`` does not know, DataMissing where there are no photos.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        photos = dataset.scan(images, dataset.Memory(Path(folder) / "scan.csv"))
+    if all(photo.problem for photo in photos):
+        raise DataMissing(f"no photos in the class folders of {readable(str(images))}; put them into a folder for each class there")
+    known = files.read_json(version / files.MANIFEST)["labels"]
+    for label in sorted({photo.label for photo in photos if not photo.problem}):
+        if label not in known:
+            raise UserError(
+                f"{readable(label)!r} is no class of {version.name}; its classes are: {dataset.shortened(known, 20)}; "
+                "rename the folder, or move it away"
+            )
+    return photos
+
+
+def evaluate(
+    version: Path, images: Path, photos: Sequence[Photo], out: Path, load: Callable[[Path], Classifier], progress: Report
+) -> dict[str, Any]:
+    """Write page and figures of the classifier in ``version`` on these photos of the folder ``images`` into ``out``.
+
+    Returns the figures in short. Raises DataMissing where no photo can be decoded.
+    """
+    classifier = load(version)
+    number_of = {label: number for number, label in enumerate(classifier.labels)}
+    usable, skipped = [photo for photo in photos if not photo.problem], [photo for photo in photos if photo.problem]
+    named, rows = [], []
+    progress(0, len(usable))
+    for done, (photo, prediction) in enumerate(zip(usable, classifier.predict(images / photo.path for photo in usable)), 1):
+        if prediction.problem:
+            skipped.append(dataclasses.replace(photo, problem=prediction.problem))
+        else:
+            shares = np.zeros(len(number_of), np.float32)
+            for score in prediction.scores:
+                shares[number_of[score.label]] = score.probability
+            named.append(photo)
+            rows.append(np.log(np.maximum(shares, LEAST)))
+        progress(done, len(usable))
+    if not named:
+        raise DataMissing(f"none of the photos in {readable(str(images))} can be decoded (the first: {skipped[0].problem}); name others")
+    return report.of_photos(
+        out,
+        classifier=files.read_json(version / files.MANIFEST),
+        name=f"{version.parent.name}/{version.name}",
+        photos=named,
+        skipped=sorted(skipped, key=lambda photo: photo.path),
+        logits=np.stack(rows),
+        where=images,
+    )

@@ -1,0 +1,136 @@
+"""Finished trainings: the published versions of all data sets, and those that were evaluated and not published."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import files, registry
+from pipeline.dataset import shortened
+from pipeline.errors import UserError
+
+PAGE = "report.html"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training.
+
+    Attributes:
+        name: ``flowers/0003-5a1c09e2``; without the counter where it was not published.
+        folder: with its page and its figures.
+        manifest: what is known of it.
+        is_live: whether it is the live version of its data set.
+    """
+
+    name: str
+    folder: Path
+    manifest: dict[str, Any]
+    is_live: bool
+
+    @property
+    def key(self) -> str:
+        return str(self.manifest["key"])
+
+    @property
+    def page(self) -> Path:
+        return self.folder / PAGE
+
+    def figure(self, name: str) -> Any:
+        """A figure of its evaluation; None where it has none, as versions from before there were reports."""
+        return self.manifest.get("evaluation", {}).get(name)
+
+
+def all_runs(exports: Iterable[Path], reports: Iterable[Path]) -> list[Run]:
+    """All runs, by data set and then the oldest first.
+
+    Args:
+        exports: the folders of versions, one for each data set.
+        reports: the outputs of the task Report; each with the keys of what it came from.
+    """
+    found = []
+    for folder in sorted(set(exports)):
+        live = registry.live(folder)
+        for version in registry.versions(folder):
+            manifest = files.read_json(version / files.MANIFEST)
+            found.append(Run(f"{folder.name}/{version.name}", version, manifest, version == live))
+    published = {run.key for run in found}
+    for folder in reports:
+        evaluated = files.read_manifest(folder)
+        key = evaluated["parents"]["ExportGraph"] if evaluated else ""
+        if evaluated and key not in published:
+            classifier = files.read_manifest(folder.parent.parent / "ExportGraph" / key) or {}
+            found.append(Run(f"{evaluated['data']}/{key[:8]}", folder, {**evaluated, **classifier, "key": key}, False))
+    return found
+
+
+def find(name: str, runs: Sequence[Run]) -> Run:
+    """The run that a person means: by its name or the end of it, a data set (its live version), a folder, or the beginning of a key.
+
+    Raises UserError where there is none, or more than one.
+    """
+    folder = Path(name).resolve()
+    ways: list[Callable[[Run], bool]] = [
+        lambda run: name in (run.name, run.name.partition("/")[2]) or run.folder.resolve() == folder,
+        lambda run: run.is_live and run.name.partition("/")[0] == name,
+        lambda run: len(name) >= 4 and (run.key.startswith(name) or run.name.partition("/")[2].startswith(name)),
+    ]
+    for way in ways:
+        found = [run for run in runs if way(run)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UserError(f"{name!r} can be {shortened([run.name for run in found])}; name one of them in full")
+    known = shortened([run.name for run in reversed(runs)]) if runs else "none yet: run make retrain first"
+    raise UserError(f"{name!r} is no run, no data set with a live version, and no beginning of a key; there are: {known}")
+
+
+# --- Side by side -------------------------------------------------------------------------------------------------------
+
+
+def percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
+
+
+def decimals(number: float | None) -> str:
+    return "" if number is None else f"{number:.3f}"
+
+
+def comparison(runs: Sequence[Run]) -> list[list[str]]:
+    """A table: a column for each run; figures, and the settings in which the runs differ."""
+    low_high = [run.manifest["test_interval"] for run in runs]
+    rows = [
+        ["", *(run.name + (" (live)" if run.is_live else "") for run in runs)],
+        ["made", *(str(run.manifest.get("finished", ""))[:10] for run in runs)],
+        ["model", *(run.manifest["backbone"]["name"] for run in runs)],
+        ["photos", *(str(run.manifest["photos"]) for run in runs)],
+        ["test photos", *(str(run.manifest["test_count"]) for run in runs)],
+        ["test accuracy", *(percent(run.manifest["test_accuracy"]) for run in runs)],
+        ["95 % interval", *(f"{percent(low)} to {percent(high)}" for low, high in low_high)],
+        ["mean F1", *(percent(run.figure("macro_f1")) for run in runs)],
+        ["log loss", *(decimals(run.figure("log_loss")) for run in runs)],
+        ["calibration error", *(percent(run.figure("calibration_error")) for run in runs)],
+        ["validation accuracy", *(percent(run.manifest["validation_accuracy"]) for run in runs)],
+    ]
+    settings = [run.manifest["parameters"] for run in runs]
+    for name in dict.fromkeys(name for given in settings for name in given):
+        values = [str(given.get(name, "")) for given in settings]
+        if len(set(values)) > 1:
+            rows.append([name, *values])
+    return rows
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table as lines, its columns below one another."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+
+
+def write(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    """Write a table as CSV."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.open_atomic(path, encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
