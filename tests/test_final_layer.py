@@ -154,6 +154,9 @@ def test_a_killed_training_ends_with_the_same_bytes(packed: Path, tmp_path: Path
     whole = final_layer.train(tmp_path / "whole", packed, OPTIONS)
     train_and_kill(tmp_path / "killed", packed, at_steps)
     assert tensors(tmp_path / "killed") == tensors(tmp_path / "whole")
+    curves = [(tmp_path / folder / final_layer.CURVES).read_text().splitlines() for folder in ("whole", "killed")]
+    assert curves[0] == curves[1]
+    assert curves[0][0] == "candidate,curve,step,loss,accuracy" and len(curves[0]) > 3
     assert final_layer.train(tmp_path / "killed", packed, OPTIONS) == whole  # again, with nothing left to train
 
 
