@@ -3,15 +3,7 @@
 ``luigi --module pipeline Export --data flowers`` runs it. Nothing slow is imported here, TensorFlow least of all.
 """
 
-from pipeline.tasks import (
-    ComputeBottlenecks,
-    DownloadModel,
-    Export,
-    ExportGraph,
-    FetchImages,
-    IndexImages,
-    Report,
-    TrainFinalLayer,
-)
+from pipeline.root import Export
+from pipeline.tasks import ComputeBottlenecks, DownloadModel, ExportGraph, FetchImages, IndexImages, Report, TrainFinalLayer
 
 __all__ = ["ComputeBottlenecks", "DownloadModel", "Export", "ExportGraph", "FetchImages", "IndexImages", "Report", "TrainFinalLayer"]

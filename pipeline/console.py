@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -93,3 +94,8 @@ def progress(title: str, unit: str, *, clock: Callable[[], float] = time.monoton
             note(f"{title}: {pace.words(done, total)}")
 
     yield log
+
+
+def shown(path: Path) -> str:
+    """A path as it is best typed here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

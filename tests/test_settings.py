@@ -11,7 +11,7 @@ import pytest
 from conftest import Project
 from luigi.configuration import get_config
 
-from pipeline import Export, files, settings, tasks
+from pipeline import Export, files, root, settings
 from pipeline.errors import UserError
 
 
@@ -119,7 +119,7 @@ def test_the_commands_that_are_printed_can_be_pasted(inside: Project) -> None:
     version = inside.root / "exports/my photos/0001-ab"
     version.mkdir(parents=True)
     files.write_json(version / files.MANIFEST, {**figures, "backbone": {"name": "x"}, "test_interval": [0, 1]})
-    *_, curves, predict, _report = tasks.result_lines("my photos", version, Export(data="my photos").classifier)
+    *_, curves, predict, _report = root.result_lines("my photos", version, Export(data="my photos").classifier)
     assert shlex.split(curves)[-1].startswith("the store/runs/TrainFinalLayer/")
     assert shlex.split(predict)[-5:] == ["-m", "pipeline", "predict", "my photos", "PHOTO.jpg"]
 

@@ -1,0 +1,73 @@
+"""``cache``: the vectors of all photos."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from pathlib import Path
+
+from pipeline import console, dataset
+from pipeline.commands import FAILED, Verbs, manifests
+
+
+def add(verbs: Verbs) -> None:
+    cache = verbs.add_parser("cache", help="the vectors of all photos").add_subparsers(dest="cache_verb", required=True, metavar="VERB")
+    cache.add_parser("show", help="vectors, size and hits, by model").set_defaults(run=_show)
+    cache.add_parser("verify", help="check every file").set_defaults(run=_verify)
+    prune = cache.add_parser("prune", help="find the vectors of photos that are in no index any more")
+    prune.add_argument("--delete", action="store_true", help="and remove them; without it nothing is changed")
+    prune.set_defaults(run=_prune)
+
+
+def _show(_: argparse.Namespace) -> int:
+    from pipeline import settings, vector_cache
+
+    hits: Counter[str] = Counter()
+    computed: Counter[str] = Counter()
+    for manifest in manifests("ComputeBottlenecks"):
+        for key, counts in manifest["vectors"].items():
+            hits[key] += counts["cached"]
+            computed[key] += counts["computed"]
+    console.say(f"{'vectors of':<56}{'files':>10}{'MB':>10}{'computed':>10}{'hits':>10}")
+    for found in vector_cache.survey(settings.paths().bottleneck_dir):
+        name = found.folder.name
+        console.say(f"{name:<56}{found.count:>10}{found.bytes / 1e6:>10.1f}{computed[name]:>10}{hits[name]:>10}")
+    return 0
+
+
+def _verify(_: argparse.Namespace) -> int:
+    from pipeline import settings, vector_cache
+
+    folders = vector_cache.survey(settings.paths().bottleneck_dir)
+    total = sum(found.count for found in folders)
+    checked = damaged = 0
+
+    def count() -> None:
+        nonlocal checked
+        checked += 1
+        report(checked, total)
+
+    with console.progress("cache verify", "vectors") as report:
+        report(0, total)
+        for found in folders:
+            for path, problem in vector_cache.verify(found.folder, count):
+                damaged += 1
+                console.complain(f"{path}: {problem}")
+    console.say(f"{total} vectors checked, {damaged} damaged" + ("; a run that needs them makes them again" if damaged else ""))
+    return FAILED if damaged else 0
+
+
+def _prune(options: argparse.Namespace) -> int:
+    from pipeline import settings, vector_cache
+
+    indexes = [folder / "index.csv" for task in ("IndexImages", "ComputeBottlenecks") for folder in settings.paths().runs(task)]
+    used = {photo.sha256 for index in indexes if index.is_file() for photo in dataset.each_photo(index)}
+    count = size = 0
+    for folder in vector_cache.folders(settings.paths().bottleneck_dir):
+        for entry in vector_cache.unused(folder, used):
+            count, size = count + 1, size + entry.stat(follow_symlinks=False).st_size
+            if options.delete:
+                vector_cache.remove(Path(entry.path))
+    what = f"{count} vectors ({size / 1e6:.1f} MB) of photos that are in no index"
+    console.say(f"removed {what}" if options.delete else f"{what}; remove them with: python -m pipeline cache prune --delete")
+    return 0
