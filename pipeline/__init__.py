@@ -4,6 +4,16 @@
 """
 
 from pipeline.root import Export
-from pipeline.tasks import ComputeBottlenecks, DownloadModel, ExportGraph, FetchImages, IndexImages, Report, TrainFinalLayer
+from pipeline.tasks import ComputeBottlenecks, DownloadModel, ExportGraph, FetchImages, Gate, IndexImages, Report, TrainFinalLayer
 
-__all__ = ["ComputeBottlenecks", "DownloadModel", "Export", "ExportGraph", "FetchImages", "IndexImages", "Report", "TrainFinalLayer"]
+__all__ = [
+    "ComputeBottlenecks",
+    "DownloadModel",
+    "Export",
+    "ExportGraph",
+    "FetchImages",
+    "Gate",
+    "IndexImages",
+    "Report",
+    "TrainFinalLayer",
+]

@@ -9,21 +9,28 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from pipeline import files
 from pipeline.errors import UserError
 
 LATEST = "latest"
-REPORTED = ("drawn", "temperature", "evaluation")
-"""What the manifest of a version has of its report."""
+PINNED = "pinned"
+ADDED = ("drawn", "temperature", "evaluation", "verdict", "formats", "since")
+"""What the manifest of a version has of its further parts."""
+
+Copies = Mapping[str, Path]
+NO_COPIES: Copies = MappingProxyType({})
 
 _VERSION = re.compile(r"(\d{4,})-[0-9a-f]+")
 
 
-def versions(exports: Path) -> list[Path]:
+def versions(exports: Path, names: str = "*-*") -> list[Path]:
     """The published versions of one data set, oldest first."""
-    found = [path for path in exports.glob("*-*") if _VERSION.fullmatch(path.name) and files.read_manifest(path)]
+    found = [path for path in exports.glob(names) if _VERSION.fullmatch(path.name) and files.read_manifest(path)]
     return sorted(found, key=lambda path: int(path.name.partition("-")[0]))
 
 
@@ -41,52 +48,139 @@ def key_of(version: Path) -> str:
     return str(files.read_json(version / files.MANIFEST)["key"])
 
 
-def publish(classifier: Path, exports: Path, note_waiting: files.Waiting, *, report: Path | None = None) -> Path:
+def version_of(key: str, exports: Path) -> Path | None:
+    """The version that the classifier of this key was published as, or None."""
+    found = [version for version in versions(exports, f"*-{key[:8]}") if key_of(version) == key]
+    return found[-1] if found else None
+
+
+class Overtaken(Exception):
+    """Another version went live after the candidate was judged against the one before."""
+
+
+def publish(parts: Sequence[Path], exports: Path, note_waiting: files.Waiting, *, instead_of: str, copies: Copies = NO_COPIES) -> Path:
     """Put a finished classifier into the next version of a data set and make it the latest; return its folder.
 
-    The files of ``report`` come to lie beside those of the classifier, and the manifest says what both say.
+    Args:
+        parts: the folder of the classifier, then those whose files come to lie beside it. The manifest says what all say.
+        instead_of: key of the classifier that is live and that this one may replace, "" where none is.
+        copies: where further copies of the live version's files go, by their names.
 
     A classifier that was published before becomes the latest again under its old version, unless that is damaged. Files are
     copied and not linked: a program that writes into a published file must not reach the original.
 
-    Raises UserError where the classifier is damaged.
+    Raises Overtaken where another classifier is live, UserError where a part is damaged.
     """
-    key = key_of(classifier)
+    key = key_of(parts[0])
     with files.locked(exports / ".lock", waiting=note_waiting):
         files.sweep(exports)
-        before = versions(exports)
-        version = next((folder for folder in before if key_of(folder) == key and not files.damage(folder, contents=True)), None)
-        if version is None:
-            # Also past versions that are damaged, or half there from elsewhere: a number is never given twice.
-            taken = [int(path.name.partition("-")[0]) for path in exports.glob("*-*") if _VERSION.fullmatch(path.name)]
-            number = max(taken, default=0) + 1
-            version = exports / f"{number:04d}-{key[:8]}"
-            temporary = files.beside(version)
-            try:
-                shutil.copytree(classifier, temporary)
-                if damage := files.damage(temporary, contents=True):
-                    raise UserError(f"{classifier} is not published, it is damaged ({damage}); remove it and run again")
-                if report:
-                    _add_report(temporary, report)
-                files.move_folder(temporary, version)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-        if (exports / LATEST).is_dir() and not (exports / LATEST).is_symlink():
-            raise UserError(f"{exports / LATEST} is a folder where the pointer to the live version belongs; move it away and run again")
-        link = files.beside(exports / LATEST)
-        link.symlink_to(version.name)
-        os.replace(link, exports / LATEST)
+        now = live(exports)
+        if now and files.damage(now, contents=True):
+            now = None
+        if now and key_of(now) not in (instead_of, key):
+            raise Overtaken
+        same = now if now and key_of(now) == key else version_of(key, exports)
+        if same and not files.damage(same, contents=True):
+            _make_live(same, copies)
+            return same
+        # Also past versions that are damaged, or half there from elsewhere: a number is never given twice.
+        taken = [int(path.name.partition("-")[0]) for path in exports.glob("*-*") if _VERSION.fullmatch(path.name)]
+        version = exports / f"{max(taken, default=0) + 1:04d}-{key[:8]}"
+        temporary = files.beside(version)
+        try:
+            _merge(parts, temporary)
+            files.move_folder(temporary, version)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        _make_live(version, copies)
     return version
 
 
-def _add_report(version: Path, report: Path) -> None:
-    classifier, evaluated = (files.read_json(folder / files.MANIFEST) for folder in (version, report))
-    for name in evaluated["files"]:
-        shutil.copy2(report / name, version / name)
-    if damage := files.damage(report, contents=True):
-        raise UserError(f"{report} is not published, it is damaged ({damage}); remove it and run again")
-    timings = {**classifier.get("timings", {}), evaluated["task"]: evaluated["seconds"]}
-    files.write_manifest(version, {**{name: evaluated[name] for name in REPORTED}, **classifier, "timings": timings})
+def _merge(parts: Sequence[Path], folder: Path) -> None:
+    """Copy the files of all parts into one folder, and write the manifest of the first with what the others add."""
+    first, *others = (files.read_json(part / files.MANIFEST) for part in parts)
+    added: dict[str, Any] = {"formats": {}}
+    timings = dict(first.get("timings", {}))
+    for part, manifest in zip(parts, (first, *others)):
+        if damage := files.damage(part, contents=True):
+            raise UserError(f"{part} is not published, it is damaged ({damage}); remove it and run again")
+        for name in manifest["files"]:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            if (folder / name).exists():
+                raise ValueError(f"two parts of an export have a file {name}")
+            shutil.copy2(part / name, folder / name)
+        timings[manifest.get("task", "ExportGraph")] = manifest.get("seconds")
+    for manifest in others:
+        added["formats"].update(manifest.get("formats", {}))
+        added.update({name: manifest[name] for name in ADDED if name in manifest and name != "formats"})
+    files.write_manifest(folder, {**added, **first, "timings": timings})
+
+
+def _make_live(version: Path, copies: Copies) -> None:
+    pointer = version.parent / LATEST
+    if pointer.is_dir() and not pointer.is_symlink():
+        raise UserError(f"{pointer} is a folder where the pointer to the live version belongs; move it away and run again")
+    link = files.beside(pointer)
+    link.symlink_to(version.name)
+    os.replace(link, pointer)
+    for name, copy in copies.items():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        files.write_atomic(copy, (version / name).read_bytes())
+
+
+# --- What a person does with versions -----------------------------------------------------------------------------------
+
+
+def pinned(exports: Path) -> set[str]:
+    """The names of the versions that are never pruned."""
+    try:
+        return set((exports / PINNED).read_text(encoding="utf-8").split())
+    except FileNotFoundError:
+        return set()
+
+
+def pin(version: Path, keep: bool, note_waiting: files.Waiting) -> None:
+    """Keep a version for good, or no longer."""
+    exports = version.parent
+    with files.locked(exports / ".lock", waiting=note_waiting):
+        names = pinned(exports) - {version.name} | ({version.name} if keep else set())
+        files.write_atomic(exports / PINNED, "".join(f"{name}\n" for name in sorted(names)).encode())
+
+
+def roll_back(version: Path, note_waiting: files.Waiting, copies: Copies = NO_COPIES) -> None:
+    """Make an older version, or any other, the live one.
+
+    Raises UserError where it is damaged.
+    """
+    with files.locked(version.parent / ".lock", waiting=note_waiting):
+        if damage := files.damage(version, contents=True):
+            raise UserError(f"{version} is damaged ({damage}) and does not go live; name another version")
+        _make_live(version, copies)
+
+
+def before_live(exports: Path) -> Path | None:
+    """The newest version that is older than the live one, or None."""
+    found, now = versions(exports), live(exports)
+    return found[found.index(now) - 1] if now in found[1:] else None
+
+
+def superfluous(exports: Path, keep: int) -> list[Path]:
+    """The versions that may go: all but the last ``keep``, the live one and the pinned ones."""
+    now, kept = live(exports), pinned(exports)
+    older = versions(exports)[: -keep or None]
+    return [version for version in older if version != now and version.name not in kept]
+
+
+def prune(exports: Path, keep: int, note_waiting: files.Waiting) -> list[Path]:
+    """Remove the superfluous versions; return what they were."""
+    with files.locked(exports / ".lock", waiting=note_waiting):
+        gone = superfluous(exports, keep)
+        for version in gone:
+            # Renamed first: a reader finds a version whole or not at all.
+            temporary = files.beside(version)
+            version.rename(temporary)
+            shutil.rmtree(temporary)
+    return gone
 
 
 def find(name: str, exports: Path) -> Path:

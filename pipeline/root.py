@@ -9,7 +9,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,19 +24,41 @@ from pipeline.artifacts import QuietTask
 from pipeline.console import shown
 from pipeline.errors import UserError
 from pipeline.settings import switch
-from pipeline.tasks import SKIPPED, ExportGraph, FetchImages, FolderOfPhotos, Report, absolute_model, fallback_of
+from pipeline.tasks import SKIPPED, ExportGraph, FetchImages, FolderOfPhotos, Gate, Report, absolute_model, fallback_of
 
 INTERRUPTED = 130  # as shells have it for Ctrl-C
 
 
-@inherits(ExportGraph)
+@dataclass(frozen=True)
+class Outcome:
+    """What the photos and settings of a data set have come to.
+
+    Attributes:
+        status: "live", "rejected" by the gate, or "not live": published once, and another version is live now.
+        page: the report.
+        manifest: that of the version, or of the rejected classifier with what its report adds.
+        version: the folder of the version, None of a rejected one.
+        verdict: of the gate, None of a version from before there was one.
+    """
+
+    status: str
+    page: Path
+    manifest: dict[str, Any]
+    version: Path | None
+    verdict: dict[str, Any] | None
+
+
+@inherits(Gate)
 class Export(QuietTask):
     """From a folder of labelled photos to a published classifier. The only task that looks at the folder, once a run."""
 
-    # Not parameters here: what the look at the folder finds, what the model is, and what is started from; all are handed down.
+    # Not parameters here: what the look at the folder finds, what the model is, what is started from and what is live; all are handed down.
     snapshot = None
     model_identity = None
     init_from_key = None
+    live = None
+    live_key = None
+    fail_if_rejected = switch(default=False, significant=False, description="end with exit code 30 where the gate rejects the classifier")
     allow_fallback = switch(default=True, significant=False, description="use the profile's fallback where the photos cannot be fetched")
 
     @classmethod
@@ -61,7 +84,7 @@ class Export(QuietTask):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._given = kwargs
-        self._published = False
+        self._is_done = False
 
     def check(self) -> None:
         """Raise UserError for a setting that is unknown or not allowed."""
@@ -124,8 +147,8 @@ class Export(QuietTask):
         return version
 
     @cached_property
-    def classifier(self) -> ExportGraph:
-        """The task that makes the classifier from the photos as they are now. Looks at the folder the first time."""
+    def found(self) -> dict[str, str]:
+        """Parameters of the steps that the photos as they are now, the model and the start decide. Looks at the folder the first time."""
         paths = settings.paths(self.data)
         with self.progress("photos read") as report:
             table, memory = self.table, dataset.Memory(paths.scan(self.data))
@@ -135,45 +158,66 @@ class Export(QuietTask):
         if not kept.is_file():
             kept.parent.mkdir(parents=True, exist_ok=True)
             dataset.write_photos(kept, photos)
-        return self.clone(
-            ExportGraph,
-            snapshot=snapshot,
-            images=str(table.folder if table else self.photos_folder),
-            model=absolute_model(self.model),
-            model_identity=self.identified_model,
-            init_from=str(self.start or ""),
-            init_from_key=registry.key_of(self.start) if self.start else "",
-        )
+        return {
+            "snapshot": snapshot,
+            "images": str(table.folder if table else self.photos_folder),
+            "model": absolute_model(self.model),
+            "model_identity": self.identified_model,
+            "init_from": str(self.start or ""),
+            "init_from_key": registry.key_of(self.start) if self.start else "",
+        }
+
+    @property
+    def classifier(self) -> ExportGraph:
+        """The task that makes the classifier from the photos as they are now."""
+        return self.clone(ExportGraph, **self.found)
+
+    @property
+    def exports(self) -> Path:
+        """The folder of the data set's versions."""
+        return settings.paths(self.data).exports / self.data
 
     @property
     def report(self) -> Report:
-        """The task that evaluates the classifier."""
-        return self.classifier.clone(Report)
+        """The task that evaluates the classifier, and has it judged against the version that is live now."""
+        live = registry.live(self.exports)
+        if live is None or files.damage(live, contents=True):
+            return self.clone(Report, **self.found, live="", live_key="")  # what is damaged is no rival
+        return self.clone(Report, **self.found, live=str(live), live_key=registry.key_of(live))
 
     @property
-    def live(self) -> Path | None:
-        """The published version, if it is what these photos and settings give."""
-        paths = settings.paths(self.data)
-        version = registry.live(paths.exports / self.data)
-        if version is None or registry.key_of(version) != self.classifier.key or files.damage(version):
+    def outcome(self) -> Outcome | None:
+        """What the photos and settings, as they are now, have come to; None where there is something to do."""
+        live = registry.live(self.exports)
+        version = registry.version_of(self.classifier.key, self.exports)
+        if live and version and live != version and registry.key_of(live) == self.classifier.key:
+            version = live
+        if live and version and not files.damage(version):
+            if version == live and not all(files.same_content(version / name, copy) for name, copy in settings.copies(self.data).items()):
+                return None
+            manifest = files.read_json(version / files.MANIFEST)
+            status = "live" if version == live else "not live"
+            return Outcome(status, version / "report.html", manifest, version, manifest.get("verdict"))
+        report = self.report
+        if not report.complete():
             return None
-        return version if all(files.same_content(version / name, copy) for name, copy in self.copies.items()) else None
-
-    @property
-    def copies(self) -> dict[str, Path]:
-        """Where further copies of the live version's files are wanted."""
-        paths = settings.paths(self.data)
-        wanted = {"output_graph.pb": paths.output_graph, "labels.txt": paths.output_labels}
-        return {name: path for name, path in wanted.items() if path}
+        evaluated = report.output().manifest()
+        if evaluated["verdict"]["accepted"]:
+            return None
+        manifest = {**evaluated, **self.classifier.output().manifest()} if self.classifier.complete() else evaluated
+        return Outcome("rejected", report.folder / "report.html", manifest, None, evaluated["verdict"])
 
     def complete(self) -> bool:
-        if self._published:
-            return True  # also where another run, with other settings, made its own version live a moment later
+        if self._is_done:
+            return True  # also where another run made another version live a moment later
         try:
             self.check()
             if fallback := self.fallback:
                 return fallback.complete()
-            return sources.has_photos(self.photos_folder) and self.live is not None
+            if not sources.has_photos(self.photos_folder):
+                return False
+            outcome = self.outcome
+            return outcome is not None and not (outcome.status == "rejected" and self.fail_if_rejected)
         except (UserError, OSError):
             return False  # run() says it
 
@@ -210,25 +254,47 @@ class Export(QuietTask):
             if fallback := self.fallback:
                 yield fallback
                 noted = fallback_of(self.data, self.allow_fallback)
-                if noted and fallback.live and made_before(fallback.live, noted.since):
-                    say_up_to_date(fallback)
+                outcome = fallback.outcome
+                if noted and outcome and made_before(outcome, noted.since):
+                    say_nothing_to_do(fallback, outcome)
                 return
-            yield self.report
-            for task in (self.classifier, self.report):
+            version = yield from self._publish()
+            self._is_done = True
+        if version:
+            for line in result_lines(self.data, version, self.classifier):
+                console.say(line)
+
+    def _publish(self) -> Generator[luigi.Task, Any, Path | None]:
+        """Have the classifier judged, and put it in the live one's place; return the version, None where it is rejected."""
+        while True:
+            report = self.report
+            yield report
+            parts = [self.classifier, report]
+            for task in parts:
                 task.mend()
-            exports = settings.paths(self.data).exports / self.data
-            before = registry.versions(exports)
-            if (was_live := registry.live(exports)) and (damage := files.damage(was_live)):
+            verdict = report.output().manifest()["verdict"]
+            if not verdict["accepted"]:
+                self._say_rejected(report.folder, verdict)
+                return None
+            if (was_live := registry.live(self.exports)) and (damage := files.damage(was_live)):
                 console.warn(f"{shown(was_live)} is damaged ({damage}); a new version takes its place")
-            version = registry.publish(self.classifier.folder, exports, console.note, report=self.report.folder)
-            for name, copy in self.copies.items():
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                files.write_atomic(copy, (version / name).read_bytes())
-            self._published = True
-        if version in before:
-            console.say(f"{self.data}: back to {shown(version)}, which was made before with these photos and settings")
-        for line in result_lines(self.data, version, self.classifier):
-            console.say(line)
+            try:
+                return registry.publish(
+                    [task.folder for task in parts],
+                    self.exports,
+                    console.note,
+                    instead_of=report.live_key,
+                    copies=settings.copies(self.data),
+                )
+            except registry.Overtaken:
+                console.note(f"{self.data}: another version went live meanwhile; judged once more, against that one")
+
+    def _say_rejected(self, report: Path, verdict: dict[str, Any]) -> None:
+        said = f"{self.data}: {verdict['words']}"
+        if self.fail_if_rejected:
+            raise UserError(f"{said}; report: {shown(report / 'report.html')}")
+        console.say(said)
+        console.say(f"{self.data}: {verdict['live'] or 'nothing'} stays live; report: {shown(report / 'report.html')}")
 
 
 def result_lines(data: str, version: Path, classifier: ExportGraph) -> list[str]:
@@ -239,6 +305,7 @@ def result_lines(data: str, version: Path, classifier: ExportGraph) -> list[str]
         f"{data}: {manifest['photos']} photos in {len(manifest['labels'])} classes, "
         f"{manifest['backbone']['name']}, best at step {manifest['best_step']}",
         f"test accuracy {accuracy_in_words(manifest)}",
+        f"verdict  {manifest['verdict']['words']}",
         f"graph    {shown(version / 'output_graph.pb')}",
         f"labels   {shown(version / 'labels.txt')}",
         f"curves   {shlex.join([shown(Path(sys.executable).with_name('tensorboard')), '--logdir', shown(training.folder)])}",
@@ -250,9 +317,9 @@ def result_lines(data: str, version: Path, classifier: ExportGraph) -> list[str]
     return lines
 
 
-def made_before(version: Path, moment: float) -> bool:
-    """Whether a version was finished before ``moment`` (seconds since 1970)."""
-    finished = files.read_json(version / files.MANIFEST)["finished"]
+def made_before(outcome: Outcome, moment: float) -> bool:
+    """Whether it came to that before ``moment`` (seconds since 1970)."""
+    finished = outcome.manifest["finished"]
     return bool(finished < time.strftime(artifacts.TIME_FORMAT, time.gmtime(moment)))
 
 
@@ -274,13 +341,28 @@ def _say_nothing_to_do(task: Export) -> None:
         assert noted
         console.say(f"{task.data}: the photos could not be fetched ({noted.reason}); {noted.instead} stands in until {noted.again}")
         task = fallback
-    say_up_to_date(task)
+    if outcome := task.outcome:
+        say_nothing_to_do(task, outcome)
 
 
-def say_up_to_date(task: Export) -> None:
-    if version := task.live:
-        manifest = files.read_json(version / files.MANIFEST)
-        console.say(f"{task.data}: nothing to do, {shown(version)} is up to date, test accuracy {accuracy_in_words(manifest)}")
+def say_nothing_to_do(task: Export, outcome: Outcome) -> None:
+    """Say what is there already, and of what is not live, what can be done about it."""
+    live = registry.live(task.exports)
+    if outcome.status == "rejected":
+        assert outcome.verdict
+        console.say(f"{task.data}: nothing to do, these photos and settings were {outcome.verdict['words']}")
+        console.say(f"{task.data}: {shown(live) if live else 'nothing'} is live; report: {shown(outcome.page)}")
+    elif outcome.status == "not live":
+        assert outcome.version
+        console.say(
+            f"{task.data}: nothing to do, {shown(outcome.version)} was made with these photos and settings; it is not live, "
+            f"{shown(live) if live else 'nothing'} is. To make it live: "
+            f"{shlex.join([shown(Path(sys.executable)), '-m', 'pipeline', 'exports', 'rollback', task.data, outcome.version.name])}"
+        )
+    else:
+        assert outcome.version
+        accuracy = accuracy_in_words(outcome.manifest)
+        console.say(f"{task.data}: nothing to do, {shown(outcome.version)} is up to date, test accuracy {accuracy}")
 
 
 @Export.event_handler(luigi.Event.DEPENDENCY_DISCOVERED)

@@ -36,6 +36,11 @@ class Run:
         return str(self.manifest["key"])
 
     @property
+    def state(self) -> str:
+        """In a word, if there is one."""
+        return "live" if self.is_live else "" if self.manifest.get("verdict", {}).get("accepted", True) else "rejected"
+
+    @property
     def page(self) -> Path:
         return self.folder / PAGE
 
@@ -108,6 +113,7 @@ def comparison(runs: Sequence[Run]) -> list[list[str]]:
         ["model", *(run.manifest["backbone"]["name"] for run in runs)],
         ["photos", *(str(run.manifest["photos"]) for run in runs)],
         ["test photos", *(str(run.manifest["test_count"]) for run in runs)],
+        ["verdict", *(run.manifest.get("verdict", {}).get("words", "") for run in runs)],
         ["test accuracy", *(percent(run.manifest["test_accuracy"]) for run in runs)],
         ["95 % interval", *(f"{percent(low)} to {percent(high)}" for low, high in low_high)],
         ["mean F1", *(percent(run.figure("macro_f1")) for run in runs)],

@@ -144,6 +144,12 @@ def paths(data: str | None = None) -> Paths:
     return Paths(**{name: resolved(name) for name in _DEFAULT_PATHS if name not in optional}, **optional)  # type: ignore[arg-type]
 
 
+def copies(data: str) -> dict[str, Path]:
+    """Where further copies of the live version's files are wanted, by their names there."""
+    wanted = {"output_graph.pb": paths(data).output_graph, "labels.txt": paths(data).output_labels}
+    return {name: path for name, path in wanted.items() if path}
+
+
 def exports_of(name: str) -> Path:
     """Where the exports of ``name`` would lie, if it is a data set: its profile may move them."""
     return paths(name if re.fullmatch(DATA_NAME, name) else None).exports

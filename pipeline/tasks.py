@@ -1,7 +1,7 @@
 """The task graph. Each ``make`` is a few lines that call the library; nothing here imports TensorFlow at the top.
 
 FetchImages ─► IndexImages ─┐
-                            ├─► ComputeBottlenecks ─► TrainFinalLayer ─► ExportGraph ─► Report ─► Export
+                            ├─► ComputeBottlenecks ─► TrainFinalLayer ─► ExportGraph ─► Gate ─► Report ─► Export
 DownloadModel ──────────────┘
 """
 
@@ -21,7 +21,7 @@ import luigi
 from luigi.parameter import UnconsumedParameterWarning
 from luigi.util import requires
 
-from pipeline import artifacts, backbones, console, dataset, files, images, luigi_program, registry, settings, sources
+from pipeline import artifacts, backbones, console, dataset, files, images, luigi_program, settings, sources
 from pipeline.artifacts import Artifact, QuietTask
 from pipeline.console import shown
 from pipeline.dataset import Photo
@@ -393,15 +393,77 @@ class ExportGraph(Artifact):
 
 
 @requires(IndexImages, DownloadModel, ComputeBottlenecks, TrainFinalLayer, ExportGraph)
+class Gate(Artifact):
+    """The verdict on a classifier: whether it may take the live one's place."""
+
+    VERSION = "1"
+
+    gate = switch(default=True, description="judge a classifier before it goes live; false publishes whatever comes out")
+    gate_minimum_accuracy = number(0, 100, default=0.0, description="accuracy on the test photos that it must have, in percent")
+    gate_margin = number(0, 100, default=2.0, description="points of accuracy that it may lie below the live one on the same photos")
+    gate_class_margin = number(0, 100, default=10.0, description="the same for each class: points of its recall")
+    gate_significance = number(
+        0, 1, default=0.2, description="a difference counts where chance gives one like it less often (McNemar's test, one-sided)"
+    )
+    gate_lost_labels = switch(default=False, description="whether a class of the live one may be missing")
+    gate_megabytes = number(0, 1e6, default=0.0, description="size of its graph at most; 0 is any")
+    gate_milliseconds = number(0, 1e6, default=0.0, description="time for a photo at most, one at a time on this machine; 0 is any")
+    live = luigi.Parameter(default="", positional=False, significant=False)
+    live_key = luigi.Parameter(default="", positional=False)
+
+    def make(self, work: Path) -> dict[str, Any]:
+        verdict = self._verdict() if self.gate else NOT_JUDGED
+        return {"data": self.data, "verdict": {**verdict, "live": Path(self.live).name, "live_key": self.live_key}}
+
+    def _verdict(self) -> dict[str, Any]:
+        from pipeline import export, gate, predict
+
+        _, model_task, packed, training, classifier = self.requires()
+        says = classifier.output().manifest()
+        photos = Path(self.images)
+        testing = [photo.path for photo in dataset.each_photo(packed.folder / INDEX) if photo.split == dataset.TESTING]
+        milliseconds = None
+        if self.gate_milliseconds:
+            timed = [photos / path for path in testing[: gate.TIMED_PHOTOS]]
+            milliseconds = gate.milliseconds_a_photo(predict.load(classifier.folder), timed)
+        rival = None
+        if self.live:
+            live = files.read_json(Path(self.live) / files.MANIFEST)
+            of_live = settings.paths().run("ComputeBottlenecks", live["parents"]["ComputeBottlenecks"]) / INDEX
+            same = ("precision", "average_views")
+            with self.progress("photos") as report:
+                rival = gate.measure_rival(
+                    Path(self.live),
+                    of_live if of_live.is_file() else None,
+                    packed.folder,
+                    training.folder,
+                    photos,
+                    same_vectors=live["parents"]["DownloadModel"] == model_task.key
+                    and all(live["parameters"].get(name) == says["parameters"][name] for name in same),
+                    load=predict.load,
+                    progress=report,
+                )
+        names = {field.name: getattr(self, f"gate_{field.name}") for field in dataclasses.fields(gate.Limits)}
+        measured = gate.Measured(
+            100 * says["test_accuracy"], says["labels"], (classifier.folder / export.GRAPH).stat().st_size / 1e6, milliseconds
+        )
+        verdict = gate.judge(gate.Limits(**names), measured, rival)
+        return {**verdict.as_json(), "words": verdict.words}
+
+
+NOT_JUDGED = {"accepted": True, "against": [], "findings": [], "words": "accepted without being judged, as gate = false says"}
+
+
+@requires(IndexImages, DownloadModel, ComputeBottlenecks, TrainFinalLayer, ExportGraph, Gate)
 class Report(Artifact):
     """What the classifier is worth: its figures on the test photos, a page and a model card."""
 
-    VERSION = "1"
+    VERSION = "2"
 
     def make(self, work: Path) -> dict[str, Any]:
         from pipeline import report
 
-        _, _, packed, training, classifier = self.requires()
+        _, _, packed, training, classifier, judged = self.requires()
         return report.of_training(
             work,
             packed=packed.folder,
@@ -415,14 +477,15 @@ class Report(Artifact):
                 command=self.command,
                 timings={task.task_family: task.output().manifest()["seconds"] for task in self.requires()},
                 warnings=packed.output().manifest()["warnings"],
-                live=registry.live(settings.paths(self.data).exports / self.data),
+                live=Path(self.live) if self.live else None,
+                verdict=judged.output().manifest()["verdict"],
             ),
         )
 
     @property
     def settings(self) -> list[tuple[str, str, bool]]:
         """Name, value, and whether it is the default, of all that a person can set."""
-        handed_down = ("snapshot", "model_identity", "init_from_key")
+        handed_down = ("snapshot", "model_identity", "init_from_key", "live", "live_key")
         return [
             (name, parameter.serialize(value := getattr(self, name)), value == parameter._default)
             for name, parameter in self.get_params()

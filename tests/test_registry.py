@@ -19,8 +19,18 @@ def classifier(folder: Path, key: str) -> Path:
 
 
 def publish(tmp_path: Path, key: str) -> Path:
-    folder = tmp_path / "runs" / key
-    return registry.publish(folder if folder.exists() else classifier(folder, key), tmp_path / "exports", print)
+    folder, exports = tmp_path / "runs" / key, tmp_path / "exports"
+    while True:
+        live = registry.live(exports)
+        try:
+            return registry.publish(
+                [folder if folder.exists() else classifier(folder, key)],
+                exports,
+                print,
+                instead_of=registry.key_of(live) if live else "",
+            )
+        except registry.Overtaken:
+            continue
 
 
 KEYS = ["a" * 16, "b" * 16, "c" * 16]
@@ -34,11 +44,72 @@ def test_versions_count_up_and_the_newest_is_live(tmp_path: Path) -> None:
     assert (tmp_path / "exports/latest/labels.txt").read_text() == KEYS[-1]
 
 
-def test_a_setting_put_back_makes_its_old_version_live_again(tmp_path: Path) -> None:
-    first, second = publish(tmp_path, KEYS[0]), publish(tmp_path, KEYS[1])
+def test_what_is_live_already_is_not_published_twice(tmp_path: Path) -> None:
+    first = publish(tmp_path, KEYS[0])
+    assert publish(tmp_path, KEYS[0]) == first
+    assert registry.versions(tmp_path / "exports") == [first]
+
+
+def test_a_lost_pointer_is_made_again(tmp_path: Path) -> None:
+    first = publish(tmp_path, KEYS[0])
+    (tmp_path / "exports/latest").unlink()
     assert publish(tmp_path, KEYS[0]) == first
     assert registry.live(tmp_path / "exports") == first
-    assert registry.versions(tmp_path / "exports") == [first, second]
+
+
+def test_a_candidate_that_was_judged_against_another_live_version_is_not_published(tmp_path: Path) -> None:
+    publish(tmp_path, KEYS[0])
+    second = publish(tmp_path, KEYS[1])
+    candidate = classifier(tmp_path / "runs" / KEYS[2], KEYS[2])
+    for judged_against in ("", KEYS[0]):
+        with pytest.raises(registry.Overtaken):
+            registry.publish([candidate], tmp_path / "exports", print, instead_of=judged_against)
+    assert registry.live(tmp_path / "exports") == second
+
+
+def test_the_parts_of_a_version_lie_in_one_folder_with_one_manifest(tmp_path: Path) -> None:
+    first = classifier(tmp_path / "runs" / "classifier", KEYS[0])
+    parts = [first]
+    for number, name in enumerate(("tflite", "saved_model")):
+        part = tmp_path / "runs" / name
+        (part / name).mkdir(parents=True)
+        (part / name / "model").write_text(name)
+        files.write_manifest(part, {"key": "x", "task": name, "seconds": number, "formats": {name: number}})
+        parts.append(part)
+    version = registry.publish(parts, tmp_path / "exports", print, instead_of="")
+    assert (version / "tflite/model").read_text() == "tflite"
+    assert not files.damage(version, contents=True)
+    manifest = files.read_json(version / files.MANIFEST)
+    assert manifest["key"] == KEYS[0]
+    assert manifest["formats"] == {"tflite": 0, "saved_model": 1}
+    assert manifest["timings"]["saved_model"] == 1
+    with pytest.raises(ValueError, match="two parts of an export have a file labels.txt"):
+        registry.publish([first, first], tmp_path / "others", print, instead_of="")
+    assert registry.versions(tmp_path / "others") == []
+
+
+def test_rolling_back_and_what_may_go(tmp_path: Path) -> None:
+    exports = tmp_path / "exports"
+    one, two, three = (publish(tmp_path, key) for key in KEYS)
+    assert registry.before_live(exports) == two
+    copy = tmp_path / "served/labels"
+    registry.roll_back(one, print, {"labels.txt": copy})
+    assert registry.live(exports) == one
+    assert copy.read_text() == KEYS[0]
+    assert registry.before_live(exports) is None
+    assert registry.superfluous(exports, 1) == [two]
+    assert registry.superfluous(exports, 0) == [two, three]
+    registry.pin(two, True, print)
+    assert registry.superfluous(exports, 0) == [three]
+    assert registry.prune(exports, 0, print) == [three]
+    assert registry.versions(exports) == [one, two]
+    registry.pin(two, False, print)
+    assert registry.superfluous(exports, 0) == [two]
+    (two / "labels.txt").write_text("altered")
+    with pytest.raises(UserError, match=r"is damaged \(labels.txt has 7 bytes and not 16\) and does not go live; name another version"):
+        registry.roll_back(two, print)
+    assert registry.live(exports) == one
+    assert publish(tmp_path, KEYS[2]).name == "0003-cccccccc"  # the highest that is left is 2
 
 
 def test_a_version_without_its_manifest_is_not_there(tmp_path: Path) -> None:
@@ -51,8 +122,7 @@ def test_a_version_without_its_manifest_is_not_there(tmp_path: Path) -> None:
 
 
 def test_readers_never_miss_the_latest_while_it_flips(tmp_path: Path) -> None:
-    for key in KEYS:
-        publish(tmp_path, key)
+    versions = [publish(tmp_path, key) for key in KEYS]
     stop = threading.Event()
     seen: set[str] = set()
     missed: list[int] = []
@@ -69,7 +139,7 @@ def test_readers_never_miss_the_latest_while_it_flips(tmp_path: Path) -> None:
     for reader in readers:
         reader.start()
     for i in range(300):
-        publish(tmp_path, KEYS[i % 3])
+        registry.roll_back(versions[i % 3], print)
     stop.set()
     for reader in readers:
         reader.join()
@@ -94,16 +164,15 @@ def test_two_publishers_at_once_lose_nothing(tmp_path: Path) -> None:
 
 def test_a_kill_while_copying_leaves_the_last_good_one_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = publish(tmp_path, KEYS[0])
-    original = shutil.copytree
+    original = shutil.copy2
 
     def half(source: Path, destination: Path) -> None:
-        destination.mkdir()
-        (destination / files.MANIFEST).write_text("{")
-        original(destination, destination.with_name(".0002-killed.1-a.tmp"))  # what kill -9 would leave
+        original(source, destination)
+        shutil.copytree(destination.parent, destination.parent.with_name(".0002-killed.1-a.tmp"))  # what kill -9 would leave
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(registry.shutil, "copytree", half)
+        patched.setattr(registry.shutil, "copy2", half)
         with pytest.raises(KeyboardInterrupt):
             publish(tmp_path, KEYS[1])
     assert registry.live(tmp_path / "exports") == first
@@ -113,7 +182,7 @@ def test_a_kill_while_copying_leaves_the_last_good_one_live(tmp_path: Path, monk
 
 
 def test_find_takes_a_folder_a_graph_or_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    version = registry.publish(classifier(tmp_path / "runs" / "x", KEYS[0]), tmp_path / "exports" / "flowers", print)
+    version = registry.publish([classifier(tmp_path / "runs" / "x", KEYS[0])], tmp_path / "exports" / "flowers", print, instead_of="")
     for name in ("flowers", str(version), str(version / "output_graph.pb"), str(version.parent / "latest"), str(version.parent)):
         assert registry.find(name, tmp_path / "exports").resolve() == version
     with pytest.raises(UserError, match="'roses' is neither .* published are: flowers"):

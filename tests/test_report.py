@@ -75,6 +75,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     opened.driver.quit()
 
 
+VERDICT = {"accepted": True, "against": [], "findings": ["the first <version>"], "words": "accepted: the first <version>", "live": ""}
+
+
 def make_report(root: Path, labels: list[str], counts: tuple[int, int, int], *, drawn: str = "", live: Path | None = None) -> Path:
     """The report of a training that never was: so many photos of each class in each split, a tenth of them named wrongly."""
     rng = np.random.default_rng(0)
@@ -119,7 +122,9 @@ def make_report(root: Path, labels: list[str], counts: tuple[int, int, int], *, 
         "versions": {"python": "3"},
     }
     files.write_json(classifier / files.MANIFEST, manifest)
-    origin = report.Origin("mine", drawn, [("seed", "3", False)], "luigi --data mine --seed 3", {"Train": 1.5}, ["a <warning>"], live)
+    origin = report.Origin(
+        "mine", drawn, [("seed", "3", False)], "luigi --data mine --seed 3", {"Train": 1.5}, ["a <warning>"], live, VERDICT
+    )
     says = report.of_training(out, packed=packed, training=training, classifier=classifier, photos=root / "photos", origin=origin)
     files.write_json(root / "says.json", says)
     return out

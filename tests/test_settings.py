@@ -115,7 +115,16 @@ def test_a_file_on_top_of_luigi_cfg_is_checked_too(inside: Project, monkeypatch:
 def test_the_commands_that_are_printed_can_be_pasted(inside: Project) -> None:
     inside.photos("my photos")
     get_config().set("paths", "store", "the store")
-    figures = {"photos": 1, "labels": [], "best_step": 1, "test_accuracy": 1, "test_correct": 1, "test_count": 1, "skipped": 0}
+    figures = {
+        "photos": 1,
+        "labels": [],
+        "best_step": 1,
+        "test_accuracy": 1,
+        "test_correct": 1,
+        "test_count": 1,
+        "skipped": 0,
+        "verdict": {"words": "accepted"},
+    }
     version = inside.root / "exports/my photos/0001-ab"
     version.mkdir(parents=True)
     files.write_json(version / files.MANIFEST, {**figures, "backbone": {"name": "x"}, "test_interval": [0, 1]})

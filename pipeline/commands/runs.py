@@ -48,7 +48,7 @@ def _list(_: argparse.Namespace) -> int:
         says = run.manifest
         page = shown(run.page) if run.page.is_file() else ""
         accuracy = runs.percent(says["test_accuracy"])
-        rows.append([run.name, "live" * run.is_live, says["finished"][:10], says["backbone"]["name"], str(says["photos"]), accuracy, page])
+        rows.append([run.name, run.state, says["finished"][:10], says["backbone"]["name"], str(says["photos"]), accuracy, page])
     for line in runs.aligned(rows):
         console.say(line)
     return 0

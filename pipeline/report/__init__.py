@@ -42,6 +42,7 @@ class Origin:
         timings: seconds by task.
         warnings: of the photos, a line each.
         live: the folder of the version that is live while the page is made, if there is one.
+        verdict: of the gate.
     """
 
     data: str
@@ -51,6 +52,7 @@ class Origin:
     timings: dict[str, float]
     warnings: list[str]
     live: Path | None
+    verdict: dict[str, Any]
 
 
 def of_training(folder: Path, *, packed: Path, training: Path, classifier: Path, photos: Path, origin: Origin) -> dict[str, Any]:
@@ -97,7 +99,7 @@ def of_training(folder: Path, *, packed: Path, training: Path, classifier: Path,
     figures = _short(findings)
     page.write_training(folder, findings, figures, origin, training, files.read_json(classifier / files.MANIFEST))
     _write_tables(folder, findings, figures)
-    return {"data": origin.data, "drawn": origin.drawn, "temperature": temperature, "evaluation": figures}
+    return {"data": origin.data, "drawn": origin.drawn, "temperature": temperature, "evaluation": figures, "verdict": origin.verdict}
 
 
 def of_photos(
