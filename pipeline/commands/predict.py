@@ -10,11 +10,13 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pipeline import console, dataset
 from pipeline.commands import FAILED, Verbs
 from pipeline.commands.models import backbone, describes_model
+from pipeline.console import shown
 from pipeline.dataset import readable
 from pipeline.errors import UserError
 
@@ -27,10 +29,12 @@ LIST = "-"
 
 def add(verbs: Verbs) -> None:
     predict = verbs.add_parser("predict", help="name photos with an exported classifier")
-    predict.add_argument(
+    classifier = predict.add_argument(
         "classifier", metavar="EXPORT|DATA", help="folder of an export, or name of a data set, whose latest export is taken"
     )
-    _takes_photos(predict, _predict)
+    photos = _takes_photos(predict, _predict)
+    predict.usage = "%(prog)s [options] EXPORT|DATA PHOTO...\n       %(prog)s [options] --graph GRAPH.pb --labels LABELS.txt PHOTO..."
+    _takes_a_graph(predict, classifier, photos)
 
     classify = verbs.add_parser("classify", help="name photos with the classes that a pretrained model was trained on")
     classify.add_argument("--model", default="efficientnet-lite0", metavar="NAME|PATH|URL|HANDLE", help="(default: efficientnet-lite0)")
@@ -38,8 +42,30 @@ def add(verbs: Verbs) -> None:
     _takes_photos(classify, _classify)
 
 
-def _takes_photos(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:
-    parser.add_argument(
+def _takes_a_graph(parser: argparse.ArgumentParser, classifier: argparse.Action, photos: argparse.Action) -> None:
+    """The options for a graph in place of an export; where it is given, the first name is that of a photo."""
+
+    class Graph(argparse.Action):
+        def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: Any, option: str | None = None) -> None:
+            classifier.metavar, photos.required = "PHOTO", False
+            namespace.graph = value
+
+    group = parser.add_argument_group("graphs made by TensorFlow's retrain.py, and others like them")
+    group.add_argument("--graph", action=Graph, metavar="GRAPH.pb", help="a frozen graph, in place of EXPORT|DATA")
+    group.add_argument("--labels", metavar="LABELS.txt", help="its labels, one a line, in the order of its outputs")
+    described = {
+        "input-layer": (str, "NAME", "where images go in"),
+        "output-layer": (str, "NAME", "where probabilities come out; final_result by default"),
+        "input-size": (int, "PIXELS", "a side"),
+        "input-mean": (float, "MEAN", "pixels in 0..255 go in as (x - MEAN) / STD"),
+        "input-std": (float, "STD", "see there"),
+    }
+    for name, (kind, metavar, what) in described.items():
+        group.add_argument(f"--{name}", type=kind, metavar=metavar, help=f"{what}; guessed where it is not given")
+
+
+def _takes_photos(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> argparse.Action:
+    photos = parser.add_argument(
         "photos",
         nargs="+",
         metavar="PHOTO",
@@ -59,10 +85,18 @@ def _takes_photos(parser: argparse.ArgumentParser, run: Callable[[argparse.Names
         f"A photo that cannot be read is a row with its error, in text a line on standard error; the exit code is then {FAILED}."
     )
     parser.set_defaults(run=run)
+    return photos
 
 
 def _predict(options: argparse.Namespace) -> int:
     from pipeline import settings
+
+    if options.graph:
+        return _predict_with_graph(options)
+    of_graphs = ("labels", "input_layer", "output_layer", "input_size", "input_mean", "input_std")
+    for name in of_graphs:
+        if getattr(options, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')} goes with --graph, and an export says itself how it is used; leave it out")
 
     folder = settings.export_named(options.classifier)
 
@@ -70,6 +104,34 @@ def _predict(options: argparse.Namespace) -> int:
         from pipeline.classifier import load
 
         return load(folder)
+
+    return _name_photos(options, load)
+
+
+def _predict_with_graph(options: argparse.Namespace) -> int:
+    options.photos = [options.classifier, *(options.photos or [])]
+    if not options.labels:
+        raise UserError("--graph needs --labels LABELS.txt, the file that retrain.py wrote beside the graph")
+    for name, allowed in (("input_size", (options.input_size or 1) > 0), ("input_std", options.input_std != 0)):
+        if not allowed:
+            raise UserError(
+                f"--{name.replace('_', '-')} = {getattr(options, name):g}: no such thing is possible; leave it out to have it guessed"
+            )
+
+    def load() -> Classifier:
+        from pipeline import retrained
+        from pipeline.backbones import Description
+
+        given = Description(
+            input=options.input_layer or "",
+            logits=options.output_layer or "",
+            size=options.input_size or 0,
+            mean=options.input_mean,
+            std=options.input_std,
+        )
+        classifier, words = retrained.load(Path(options.graph).expanduser(), Path(options.labels).expanduser(), given)
+        console.note(f"{shown(Path(options.graph))} is taken for {words}")
+        return classifier
 
     return _name_photos(options, load)
 
