@@ -25,8 +25,11 @@ def say(line: str) -> None:
 
 
 def note(line: str) -> None:
-    """Print a line about the progress of the run."""
-    print(line, file=sys.stderr, flush=True)
+    """Print a line about the progress of the run; on a terminal, above the bar."""
+    if sys.stderr.isatty():
+        tqdm.write(line, file=sys.stderr)
+    else:
+        print(line, file=sys.stderr, flush=True)
 
 
 def warn(line: str) -> None:

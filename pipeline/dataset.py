@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import csv
 import dataclasses
+import glob
 import operator
 import os
 import stat
@@ -128,24 +129,33 @@ def readable(path: str) -> str:
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def photos_in(names: Iterable[str]) -> list[Path]:
-    """The files that a person means by ``names``: files as they are, and what a training would take from folders, nested ones too.
+def photos_in(names: Iterable[str], *, listed: Sequence[str] = ()) -> list[Path]:
+    """The files that a person means by ``names``: files as they are, what a training would take from folders, nested ones too,
+    and what patterns like ``photos/**/*.jpg`` fit.
 
-    Raises UserError for a name that is neither.
+    ``listed`` are more names, from a list that may be older than the folders: one that is not there any more is kept.
+
+    Raises UserError for a name that is none of these.
     """
     found: list[Path] = []
     for name in names:
-        path = Path(name)
-        if path.is_dir():
-            inside = sorted(_walk(path), key=lambda item: item[0])
-            found += [path / name for name, stamp in inside if _is_named_like_one(name) or _read(path, name, stamp).problem != _NOT_A_PHOTO]
-        elif path.is_file():
-            found.append(path)
+        if not os.path.lexists(name) and (fitting := sorted(glob.glob(name, recursive=True))):
+            found += [path for one in fitting for path in _meant_by(Path(one))]
+        elif Path(name).exists():
+            found += _meant_by(Path(name))
         else:
             raise UserError(f"there is no file or folder {readable(name)}; name photos, or folders that hold some")
+    found += [path for name in listed for path in _meant_by(Path(name))]
     if not found:
         raise UserError("there are no photos in the folders named; name photos, or folders that hold some")
     return found
+
+
+def _meant_by(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    inside = sorted(_walk(path), key=lambda item: item[0])
+    return [path / name for name, stamp in inside if _is_named_like_one(name) or _read(path, name, stamp).problem != _NOT_A_PHOTO]
 
 
 # --- Scan -----------------------------------------------------------------------------------------------------------

@@ -15,8 +15,6 @@ import numpy as np
 from pipeline import backbones, checkpoint, dataset, files, final_layer, images
 from pipeline.checkpoint import Checkpoints
 from pipeline.errors import BadImage, UserError
-from pipeline.machine import usable_cores
-from pipeline.network import Network
 from pipeline.packed import INDEX, Packed
 from pipeline.tensorflow_v1 import control_flow_v1, session, tf
 
@@ -190,11 +188,3 @@ def load_graph(path: Path, final_tensor_name: str) -> Joined:
     tf.import_graph_def(definition, name="")
     tensor = tf.get_default_graph().get_tensor_by_name
     return Joined(*(tensor(f"{name}:0") for name in (BYTES_INPUT, IMAGE_INPUT, "bottleneck", final_tensor_name)))
-
-
-def load_network(path: Path, final_tensor_name: str) -> Network:
-    """An exported ``.pb`` behind a call: encoded image → probabilities, float32 [labels]."""
-    with tf.Graph().as_default():
-        tensors = load_graph(path, final_tensor_name)
-        run = session(threads=usable_cores()).make_callable(tensors.probabilities[0], [tensors.image_bytes])
-    return Network(lambda data, _: run([data])[np.newaxis], batch=1, threads=usable_cores())

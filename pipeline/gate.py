@@ -25,7 +25,7 @@ from pipeline.dataset import readable, shortened
 from pipeline.packed import INDEX, Packed
 
 if TYPE_CHECKING:
-    from pipeline.predict import Classifier
+    from pipeline.classifier import Classifier
 
 ROWS_AT_ONCE = 4096
 TIMED_PHOTOS = 20

@@ -309,15 +309,16 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
     return pixels
 
 
-def decode_and_resize(encoded: tf.Tensor, size: int) -> tf.Tensor:
+def decode_and_resize(encoded: tf.Tensor, size: int, *, half_pixel_centers: bool = True) -> tf.Tensor:
     """In the graph: one encoded image (scalar string) → float32 [size, size, 3] in 0..255, RGB.
 
     Bilinear with half-pixel centres and no antialias, as ``tf.image.resize`` does by default: the resize that the
-    EfficientNet-Lite networks were trained with.
+    EfficientNet-Lite networks were trained with. Without ``half_pixel_centers`` as TensorFlow 1 did it, half a pixel up and
+    to the left.
     """
     from pipeline.tensorflow_v1 import tf
 
-    batch = tf.raw_ops.ResizeBilinear(images=decode(encoded)[tf.newaxis], size=[size, size], half_pixel_centers=True)
+    batch = tf.raw_ops.ResizeBilinear(images=decode(encoded)[tf.newaxis], size=[size, size], half_pixel_centers=half_pixel_centers)
     return batch[0]
 
 

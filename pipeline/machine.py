@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -49,7 +49,15 @@ def computes_bfloat16() -> bool:
 def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item], threads: int = 0) -> Iterator[Result]:
     """``map`` with a thread per usable core, in order, looking ahead by a few items only, so that memory stays flat."""
     threads = threads or usable_cores()
-    remaining = iter(items)
+    ahead: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads) as pool:
-        while window := list(islice(remaining, 64 * threads)):
-            yield from pool.map(function, window)
+        try:
+            for item in items:
+                ahead.append(pool.submit(function, item))
+                while ahead and (ahead[0].done() or len(ahead) >= 64 * threads):
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()

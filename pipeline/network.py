@@ -94,6 +94,34 @@ def load(
     return Network(run, batch=batch, threads=2 * usable_cores())
 
 
+def of_graph(
+    graph: tf.GraphDef,
+    *,
+    given: str,
+    output: str,
+    size: int,
+    mean: float = 0.0,
+    std: float = 1.0,
+    half_pixel_centers: bool = True,
+    batch: int | None = None,
+) -> Network:
+    """A frozen graph as a Network.
+
+    Args:
+        given: the tensor that takes the images, float32 [batch, size, size, 3] of (pixels - mean) / std.
+        output: the tensor that comes out, [batch, width].
+        half_pixel_centers: how photos are resized, see ``images.decode_and_resize``.
+        batch: as of ``load``.
+    """
+    batch = batch or (BATCH_ON_GPU if has_gpu() else BATCH_ON_CPU)
+    with tf.Graph().as_default():
+        encoded = [tf.placeholder(tf.string, []) for _ in range(batch)]
+        pixels = tf.stack([images.decode_and_resize(one, size, half_pixel_centers=half_pixel_centers) for one in encoded])
+        (found,) = tf.import_graph_def(graph, {given: images.normalise(pixels, mean, std)}, [output], name="")
+        run = session(threads=usable_cores()).make_callable(found, encoded)
+    return Network(lambda *fed: run(*fed[:batch]), batch=batch, threads=2 * usable_cores())
+
+
 def _refuse_precision(precision: str) -> None:
     if precision == "bfloat16" and not computes_bfloat16():
         raise UserError("precision = bfloat16: this CPU has no avx512_bf16 or amx_bf16, so it would be slower; take float32")

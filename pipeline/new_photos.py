@@ -16,7 +16,7 @@ from pipeline.dataset import Photo, readable
 from pipeline.errors import DataMissing, UserError
 
 if TYPE_CHECKING:
-    from pipeline.predict import Classifier
+    from pipeline.classifier import Classifier
 
 LEAST = 1e-30
 """A probability that came out as 0 is taken for so much, so that its logarithm is a number."""

@@ -23,7 +23,7 @@ from typing import Any
 import luigi
 from luigi.configuration import get_config
 
-from pipeline import tables
+from pipeline import registry, tables
 from pipeline.errors import UserError
 
 PROFILES = "configs"
@@ -153,6 +153,18 @@ def copies(data: str) -> dict[str, Path]:
 def exports_of(name: str) -> Path:
     """Where the exports of ``name`` would lie, if it is a data set: its profile may move them."""
     return paths(name if re.fullmatch(DATA_NAME, name) else None).exports
+
+
+def export_named(name: str) -> Path:
+    """The folder of the export that a person means: by its path, or by the name of a data set of this project, if this is one.
+
+    Raises UserError that lists what there is.
+    """
+    try:
+        project()
+    except UserError:  # outside a project a folder can still be named
+        return registry.find(name, Path("exports"))
+    return registry.find(name, exports_of(name))
 
 
 def profile(data: str) -> Profile:

@@ -416,7 +416,8 @@ class Gate(Artifact):
         return {"data": self.data, "verdict": {**verdict, "live": Path(self.live).name, "live_key": self.live_key}}
 
     def _verdict(self) -> dict[str, Any]:
-        from pipeline import export, gate, predict
+        from pipeline import export, gate
+        from pipeline.classifier import load
 
         _, model_task, packed, training, classifier = self.requires()
         says = classifier.output().manifest()
@@ -425,7 +426,7 @@ class Gate(Artifact):
         milliseconds = None
         if self.gate_milliseconds:
             timed = [photos / path for path in testing[: gate.TIMED_PHOTOS]]
-            milliseconds = gate.milliseconds_a_photo(predict.load(classifier.folder), timed)
+            milliseconds = gate.milliseconds_a_photo(load(classifier.folder, batch=1), timed)
         rival = None
         if self.live:
             live = files.read_json(Path(self.live) / files.MANIFEST)
@@ -440,7 +441,7 @@ class Gate(Artifact):
                     photos,
                     same_vectors=live["parents"]["DownloadModel"] == model_task.key
                     and all(live["parameters"].get(name) == says["parameters"][name] for name in same),
-                    load=predict.load,
+                    load=load,
                     progress=report,
                 )
         names = {field.name: getattr(self, f"gate_{field.name}") for field in dataclasses.fields(gate.Limits)}

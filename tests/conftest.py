@@ -52,9 +52,10 @@ class Project:
         clean = {name: value for name, value in os.environ.items() if name != "LUIGI_CONFIG_PATH"}
         return {**clean, **variables}
 
-    def run(self, command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
+    def run(self, command: list[str], *, given: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in the project's folder, with the text ``given`` on its standard input."""
         return subprocess.run(
-            command, cwd=self.root, env=self.environment(**variables), capture_output=True, text=True, timeout=300, check=False
+            command, cwd=self.root, env=self.environment(**variables), input=given, capture_output=True, text=True, timeout=300, check=False
         )
 
     def export(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -78,8 +79,8 @@ class Project:
             preexec_fn=one_core,
         )
 
-    def pipeline(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return self.run([sys.executable, "-m", "pipeline", *arguments])
+    def pipeline(self, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+        return self.run([sys.executable, "-m", "pipeline", *arguments], given=given)
 
     def own_models(self, model_dir: Path) -> Path:
         """Give the project a copy of the models, to be damaged; return the folder of the default one."""

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import fcntl
+import io
+import json
+import os
 import shutil
+import struct
+import subprocess
 import sys
+import termios
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import Project, make_photos
 
 from pipeline.__main__ import main
+from pipeline.classifier import Prediction, Score
 
 
 def test_predict_prints_labels_and_probabilities(finished: Project, tmp_path: Path) -> None:
@@ -56,6 +67,97 @@ def test_a_photo_that_cannot_be_read_shows_in_the_exit_code(finished: Project, t
     ]
 
 
+def test_a_table_has_a_row_for_each_photo_also_for_a_bad_one(finished: Project, tmp_path: Path) -> None:
+    make_photos(tmp_path, 1, ("red", "blue"))
+    (tmp_path / "a, b.jpg").write_text("<html>")
+    done = finished.pipeline("predict", "colours", "--format", "csv", "--top-k", "2", f"{tmp_path}/a*.jpg", str(tmp_path / "red"), "-")
+    assert (done.returncode, done.stderr) == (30, "error: 1 of 2 photos could not be read\n")
+    bad, red = csv.DictReader(io.StringIO(done.stdout))
+    assert bad == {
+        **dict.fromkeys(["label_1", "probability_1", "label_2", "probability_2"], ""),
+        "path": f"{tmp_path}/a, b.jpg",
+        "error": "not an image that is read here (an HTML page)",
+    }
+    assert (red["path"], red["label_1"], red["error"]) == (f"{tmp_path}/red/000.png", "red", "")
+    assert 1 >= float(red["probability_1"]) > float(red["probability_2"]) >= 0
+
+
+@pytest.mark.parametrize("separator", ["\n", "\0"])
+def test_json_lines_of_a_list_on_standard_input_in_its_order(finished: Project, tmp_path: Path, separator: str) -> None:
+    make_photos(tmp_path, 3, ("red", "blue"))
+    name = "new\nline.png" if separator == "\0" else "caf\u00e9.png"
+    (tmp_path / "red/002.png").rename(tmp_path / name)
+    listed = separator.join(f"{tmp_path}/{one}" for one in ("red/001.png", "gone.png", "blue", name))
+    done = finished.pipeline("predict", "colours", "-", "--format", "jsonl", "--threshold", "0.5", given=listed)
+    assert done.returncode == 30
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["path"].removeprefix(f"{tmp_path}/") for row in rows] == [
+        "red/001.png",
+        "gone.png",
+        "blue/000.png",
+        "blue/001.png",
+        "blue/002.png",
+        name,
+    ]
+    assert [[score["label"] for score in row["scores"]] for row in rows] == [["red"], [], ["blue"], ["blue"], ["blue"], ["red"]]
+    assert [row["error"] for row in rows] == [None, "cannot be read: No such file or directory", None, None, None, None]
+
+
+def test_patterns_are_looked_up_where_the_shell_has_not(finished: Project, tmp_path: Path) -> None:
+    make_photos(tmp_path / "deep/er", 2, ("red",))
+    (tmp_path / "[odd].png").write_bytes((tmp_path / "deep/er/red/000.png").read_bytes())
+    done = finished.pipeline("predict", "colours", f"{tmp_path}/deep/**/*.png", f"{tmp_path}/[odd].png")
+    names = [line.partition(": ")[0] for line in done.stdout.splitlines()]
+    assert names == [f"{tmp_path}/deep/er/red/000.png", f"{tmp_path}/deep/er/red/001.png", f"{tmp_path}/[odd].png"]
+
+
+def test_a_label_below_the_threshold_is_not_named(
+    finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Doubtful:
+        labels = ("a", "b")
+
+        def predict(self, paths: list[Path]) -> Iterator[Prediction]:
+            return (Prediction(path, (Score("a", 0.5), Score("b", 0.3))) for path in paths)
+
+    make_photos(tmp_path, 1, ("green",))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pipeline.classifier.load", lambda folder: Doubtful())
+    for threshold in ("0.3", "0.4", "0.6"):
+        assert main(["predict", str(finished.live("colours")), "green", "--threshold", threshold]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "green/000.png: a 50.0 %; b 30.0 %",
+        "green/000.png: a 50.0 %",
+        "green/000.png: no label is so probable",
+    ]
+
+
+def test_a_bar_shows_the_progress_where_the_rows_do_not(finished: Project, tmp_path: Path) -> None:
+    make_photos(tmp_path, 2, ("red",))
+    (tmp_path / "red/empty.png").write_bytes(b"")
+
+    def seen(shown: str) -> str:
+        """What a terminal shows of a run whose standard error, or both outputs, it is."""
+        terminal, inner = os.openpty()
+        fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+        command = [sys.executable, "-m", "pipeline", "predict", "colours", str(tmp_path)]
+        out = subprocess.DEVNULL if shown == "stderr" else inner
+        subprocess.run(command, cwd=finished.root, env=finished.environment(), stdout=out, stderr=inner, timeout=300, check=False)
+        os.close(inner)
+        text = b""
+        with contextlib.suppress(OSError):  # EIO at its end
+            while piece := os.read(terminal, 10_000):
+                text += piece
+        os.close(terminal)
+        return text.decode()
+
+    with_bar, with_rows = seen("stderr"), seen("both")
+    assert "predict: " in with_bar and "/3 [" in with_bar
+    assert "\nerror: " in with_bar.replace("\r", "\n")  # on a line of its own
+    assert "predict: " not in with_rows
+    assert with_rows.count("red 9") + with_rows.count("red 100") == 2
+
+
 def test_a_reader_that_goes_away_is_no_error(finished: Project, tmp_path: Path) -> None:
     make_photos(tmp_path, 30, ("red",))
     command = f"{sys.executable} -m pipeline predict colours {tmp_path} | head -1"
@@ -69,6 +171,9 @@ def test_a_reader_that_goes_away_is_no_error(finished: Project, tmp_path: Path) 
     [
         (["colors", "x.jpg"], "error: 'colors' is neither the folder of an export nor a data set that has one; published are: colours\n"),
         (["colours", "x.jpg"], "error: there is no file or folder x.jpg; name photos, or folders that hold some\n"),
+        (["colours", "x*.jpg"], "error: there is no file or folder x*.jpg; name photos, or folders that hold some\n"),
+        (["colours", "-"], "error: there are no photos in the folders named; name photos, or folders that hold some\n"),
+        (["colours", "x.jpg", "--threshold", "50"], "error: --threshold = 50: a probability from 0 to 1 is allowed\n"),
         (["colours", "x.jpg", "--top-k", "0"], "error: --top-k = 0: 1 or more is allowed\n"),
     ],
 )

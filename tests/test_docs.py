@@ -27,7 +27,11 @@ def paste(finished: Project, monkeypatch: pytest.MonkeyPatch) -> Any:
     names: dict[str, Any] = {}
 
     def run(code: str) -> dict[str, Any]:
-        filled = code.replace("TrainFinalLayer/<key>", f"TrainFinalLayer/{training}").replace("exports/mine", "exports/colours")
+        filled = (
+            code.replace("TrainFinalLayer/<key>", f"TrainFinalLayer/{training}")
+            .replace("exports/mine", "exports/colours")
+            .replace("flowers", "colours")
+        )
         filled = filled.replace("store/models/efficientnet-lite0-<key>", str(model)).replace(
             "store/models/efficientnet-lite0-…", str(model)
         )
@@ -58,8 +62,9 @@ def test_the_page_on_checkpoints(paste: Any, capsys: pytest.CaptureFixture[str])
 
 
 def test_the_readme_and_the_page_on_models(paste: Any, finished: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    graph, restored = snippets("README.md")
-    (finished.root / "photo.jpg").write_bytes(next((finished.root / "data/colours").rglob("*.png")).read_bytes())
+    use, graph, restored = snippets("README.md")
+    (finished.root / "photo.jpg").write_bytes((finished.root / "data/colours/blue/000.png").read_bytes())
+    assert paste(use)["prediction"].scores[0].label == "blue"
     paste(graph)
     assert "latest" in paste(restored)
     (of_models,) = snippets("docs/models.md")

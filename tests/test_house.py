@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+
+from pipeline.__main__ import _parser
 
 
 def modules_after(statement: str) -> set[str]:
@@ -28,6 +31,16 @@ def test_each_module_says_what_it_is_for(path: Path) -> None:
     assert path.read_text(encoding="utf-8").startswith('"""')
 
 
+def options_of(parser: argparse.ArgumentParser) -> set[str]:
+    """The names of all options of a command line and its verbs."""
+    names = set()
+    for action in parser._actions:
+        names |= {option.removeprefix("--") for option in action.option_strings}
+        if isinstance(action, argparse._SubParsersAction):
+            names |= set().union(*map(options_of, action.choices.values()))
+    return names
+
+
 def test_the_readme_names_nothing_that_is_not_there() -> None:
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     for target in re.findall(r"(?:^|`)make (\w+)", readme, re.MULTILINE):
@@ -37,7 +50,7 @@ def test_the_readme_names_nothing_that_is_not_there() -> None:
     from pipeline import Export
 
     ours = {name.replace("_", "-") for name, _ in Export.get_params()}
-    others = {"module", "help", "logdir", "Export", "delete", "keep", "off"}
+    others = {"module", "help", "logdir", "Export", *options_of(_parser())}
     rows = [line.split("|") for line in readme.splitlines() if line.startswith("| `--")]
     assert len(rows) > 5  # the table for those who come from retrain.py: its flags stand in the first column
     text = readme

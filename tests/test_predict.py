@@ -31,6 +31,31 @@ def test_a_bad_photo_is_a_row_with_its_problem(finished: Project, tmp_path: Path
     assert gone.problem == "cannot be read: No such file or directory"
 
 
+def test_it_is_named_by_a_data_set_a_folder_or_a_graph(finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_photos(tmp_path, 1, ("red",))
+    photo = tmp_path / "red/000.png"
+    monkeypatch.chdir(finished.root)
+    for name in ("colours", "exports/colours", Path("exports/colours/latest"), finished.live("colours") / "output_graph.pb"):
+        classifier = predict.load(name)
+        assert classifier.labels == ["blue", "green", "red"]
+    for photos in ([str(photo)], [photo], str(photo), photo, iter([photo])):
+        (prediction,) = classifier.predict(photos)
+        assert (prediction.path, prediction.scores[0].label) == (photo, "red")
+    with pytest.raises(UserError, match="'flowers' is neither .* published are: colours"):
+        predict.load("flowers")
+
+
+def test_a_photo_gets_the_same_numbers_among_any_others(finished: Project, tmp_path: Path) -> None:
+    make_photos(tmp_path, 3)
+    (tmp_path / "red/empty.png").write_bytes(b"")
+    (tmp_path / "red/hole.png").write_bytes((tmp_path / "red/000.png").read_bytes()[:60] + b"IEND")  # its header is whole
+    paths = dataset.photos_in([str(tmp_path)])
+    classifier = predict.load(finished.live("colours"))
+    together = list(classifier.predict(paths))
+    assert [prediction.path.name for prediction in together if prediction.problem] == ["empty.png", "hole.png"]
+    assert together == [next(classifier.predict([path])) for path in paths]
+
+
 def test_latest_is_resolved_once(finished: Project, tmp_path: Path) -> None:
     link = tmp_path / "latest"
     link.symlink_to(finished.live("colours"))
@@ -44,6 +69,7 @@ def test_latest_is_resolved_once(finished: Project, tmp_path: Path) -> None:
 def test_an_incomplete_export_is_named(finished: Project, tmp_path: Path) -> None:
     for file in finished.live("colours").glob("*.*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
+    assert predict.load(tmp_path).labels == ["blue", "green", "red"]
     (tmp_path / "output_graph.pb").write_bytes(b"cut")
     with pytest.raises(UserError, match="is not a whole export"):
         predict.load(tmp_path)

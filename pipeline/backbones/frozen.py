@@ -80,8 +80,10 @@ class Frozen:
 # --- Cutting and thawing ----------------------------------------------------------------------------------------------
 
 
-def _cut(frozen: Frozen) -> tf.GraphDef:
+def cut(frozen: Frozen) -> tf.GraphDef:
     """The part of the graph between input and outputs, checked, for any batch, and with the placement forgotten.
+
+    Raises UserError where the bottleneck does not depend on the input, or an op does more than compute.
 
     Placeholders beside the image become what they are when a network is not trained, and that is noted as a guess.
     """
@@ -100,22 +102,22 @@ def _cut(frozen: Frozen) -> tf.GraphDef:
             kind = tf.as_dtype(node.attr["dtype"].type)
             _become_constant(node, np.array(value, kind.as_numpy_dtype))
     ends = [node_of(name) for name in (described.bottleneck, described.logits) if name]
-    cut = tf.graph_util.extract_sub_graph(graph, ends)
-    if given not in {node.name for node in cut.node}:
+    part = tf.graph_util.extract_sub_graph(graph, ends)
+    if given not in {node.name for node in part.node}:
         raise UserError(
             f"model_bottleneck = {described.bottleneck} does not depend on model_input = {described.input}; correct one of them"
         )
-    refuse_others(cut.node, cut.library)
+    refuse_others(part.node, part.library)
     was = {node.name: node for node in frozen.graph.node}
-    for node in cut.node:
+    for node in part.node:
         if node.op == "Placeholder" and node.name != given:
             raise UserError(
                 f"the network takes {node.name}:0 beside the image, and nothing says what to feed there; freeze it with a value instead"
             )
         if was[node.name].op.startswith("Placeholder") and node.op == "Const":
             frozen.guessed.append(f"{node.name} = {fixed_value(was[node.name])}")
-    _free_batch(cut, given)
-    return cut
+    _free_batch(part, given)
+    return part
 
 
 def become_input(node: tf.NodeDef, size: int) -> None:
@@ -231,7 +233,7 @@ def thaw(frozen: Frozen) -> Thawed:
     from pipeline.tensorflow_v1 import tf
 
     described = frozen.description
-    graph = _dequantized(_cut(frozen))
+    graph = _dequantized(cut(frozen))
     image = tf.placeholder(tf.float32, [None, described.size, described.size, 3], name="image")
     wiring = Wiring(graph)
     wiring.start_at(node_of(described.input))

@@ -51,13 +51,13 @@ def completed(frozen: Frozen) -> Frozen:
         before = _before_softmax(wiring, node_of(given.logits))
         given = given if before == node_of(given.logits) else replace(given, logits=tensor_name(before))
     if not given.size:
-        size = _size_of(wiring.nodes[node_of(given.input)])
+        size = size_of(wiring.nodes[node_of(given.input)])
         if not size:
             raise UserError("the model's graph does not say its input size; say it with model_size = PIXELS")
         given = replace(given, size=size)
         guessed.append(f"model_size = {size}")
     if given.mean is None or given.std is None:
-        mean, std, why = _guess_range(wiring, wiring.nodes[node_of(given.input)])
+        mean, std, why = range_of(wiring, wiring.nodes[node_of(given.input)])
         given = replace(given, mean=mean if given.mean is None else given.mean, std=std if given.std is None else given.std)
         guessed.append(f"model_mean = {given.mean:g}, model_std = {given.std:g} ({why})")
     given = replace(given, input=tensor_name(given.input), bottleneck=tensor_name(given.bottleneck), logits=tensor_name(given.logits))
@@ -105,7 +105,8 @@ def _is_layer(wiring: Wiring, node: tf.NodeDef) -> bool:
     return node.op in ("Conv2D", "DepthwiseConv2dNative") or _is_dense(wiring, node) or _is_pooling(wiring, node)
 
 
-def _size_of(node: tf.NodeDef) -> int:
+def size_of(node: tf.NodeDef) -> int:
+    """Pixels a side of the images that a placeholder takes; 0 where it does not say."""
     shape = dimensions(node)
     return shape[1] if shape and len(shape) == 4 and shape[1] == shape[2] and shape[1] > 0 else 0
 
@@ -221,7 +222,7 @@ _UNIT = (0.0, 255.0, "the model normalises values from 0 to 1 by itself")
 _UNKNOWN = (127.5, 127.5, "values from -1 to 1, as most networks take them; the model does not say: compare with how it was trained")
 
 
-def _guess_range(wiring: Wiring, image: tf.NodeDef) -> tuple[float, float, str]:
+def range_of(wiring: Wiring, image: tf.NodeDef) -> tuple[float, float, str]:
     """Mean, deviation and reason, from the type of the input and the first arithmetic with a constant that is done on it."""
     from pipeline.tensorflow_v1 import tf
 

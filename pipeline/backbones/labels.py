@@ -26,7 +26,7 @@ def files_in(folder: Path) -> list[Path]:
 def beside(folder: Path) -> list[str]:
     """The class names that lie in ``folder``, in the order of the logits; none where there are none. Raises UserError."""
     found = files_in(folder)
-    return _inception(*found) if len(found) == 2 else _names(found[0]) if found else []
+    return _inception(*found) if len(found) == 2 else names_in(found[0]) if found else []
 
 
 def _text(path: Path) -> str:
@@ -36,7 +36,7 @@ def _text(path: Path) -> str:
         raise UserError(f"{path} is not written in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
 
 
-def _names(path: Path) -> list[str]:
+def names_in(path: Path) -> list[str]:
     """A name a line. Where every line begins with a number, and these count the classes, they say the order."""
     lines = [line.strip() for line in _text(path).rstrip().split("\n")]
     numbered = [re.fullmatch(r"(\d{1,6})(?:\s*:\s*|\s+)(.+)", line) for line in lines]

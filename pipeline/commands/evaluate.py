@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 from pipeline import console
 from pipeline.commands import Verbs
-from pipeline.commands.predict import exported
 from pipeline.console import shown
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from pipeline.predict import Classifier
+    from pipeline.classifier import Classifier
 
 
 def add(verbs: Verbs) -> None:
@@ -28,7 +27,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from pipeline import new_photos, settings
     from pipeline.dataset import fingerprint
 
-    version, images = exported(options.classifier), Path(options.images).expanduser()
+    version, images = settings.export_named(options.classifier), Path(options.images).expanduser()
     photos = new_photos.labelled(version, images)
     if options.output:
         out = Path(options.output)
@@ -40,7 +39,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         out = store / "evaluations" / f"{version.parent.name}-{version.name}-{fingerprint(photos)[:8]}"
 
     def load(folder: Path) -> Classifier:
-        from pipeline.predict import load
+        from pipeline.classifier import load
 
         return load(folder)
 
