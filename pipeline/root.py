@@ -18,12 +18,12 @@ import luigi
 from luigi.cmdline_parser import CmdlineParser
 from luigi.util import inherits
 
-from pipeline import artifacts, backbones, console, dataset, files, luigi_program, registry, settings, sources, tables
+from pipeline import artifacts, backbones, changes, console, dataset, files, luigi_program, registry, settings, sources, tables
 from pipeline.artifacts import QuietTask
 from pipeline.console import shown
 from pipeline.errors import UserError
 from pipeline.settings import switch
-from pipeline.tasks import SKIPPED, ExportGraph, FetchImages, FolderOfPhotos, Report, absolute_model, fallback_of
+from pipeline.tasks import SKIPPED, CheckPhotos, ExportGraph, FetchImages, FolderOfPhotos, Report, absolute_model, fallback_of
 
 INTERRUPTED = 130  # as shells have it for Ctrl-C
 
@@ -148,7 +148,13 @@ class Export(QuietTask):
     @property
     def report(self) -> Report:
         """The task that evaluates the classifier."""
-        return self.classifier.clone(Report)
+        return self.classifier.clone(Report, checked=str(self.photos_check.folder))
+
+    @cached_property
+    def photos_check(self) -> CheckPhotos:
+        """The task that compares the photos with those of the version that was live when the run began."""
+        live = registry.live(settings.paths(self.data).exports / self.data)
+        return self.classifier.clone(CheckPhotos, live_version=live.name if live else "")
 
     @property
     def live(self) -> Path | None:
@@ -186,7 +192,7 @@ class Export(QuietTask):
         try:
             self.check()
             if sources.has_photos(self.photos_folder):
-                return [self.report]
+                return [self.photos_check]
             source = settings.profile(self.data).images
             if self.images or not (source.url or source.draw_per_class):
                 return [FolderOfPhotos(images=str(self.photos_folder), remedy=self._remedy())]
@@ -213,6 +219,7 @@ class Export(QuietTask):
                 if noted and fallback.live and made_before(fallback.live, noted.since):
                     say_up_to_date(fallback)
                 return
+            yield self.photos_check
             yield self.report
             for task in (self.classifier, self.report):
                 task.mend()
@@ -227,7 +234,10 @@ class Export(QuietTask):
             self._published = True
         if version in before:
             console.say(f"{self.data}: back to {shown(version)}, which was made before with these photos and settings")
-        for line in result_lines(self.data, version, self.classifier):
+        headline, *lines = result_lines(self.data, version, self.classifier)
+        since = self.photos_check.output().manifest()["since"]
+        changed = [f"since    {since['version']}: {changes.sentence(since)}"] if since else []
+        for line in (headline, *changed, *lines):
             console.say(line)
 
 

@@ -42,6 +42,7 @@ class Origin:
         timings: seconds by task.
         warnings: of the photos, a line each.
         live: the folder of the version that is live while the page is made, if there is one.
+        since: what changed in the photos since that version, as ``changes.Changes.as_json`` has it, and the name of the ``version``.
     """
 
     data: str
@@ -51,6 +52,7 @@ class Origin:
     timings: dict[str, float]
     warnings: list[str]
     live: Path | None
+    since: dict[str, Any] | None = None
 
 
 def of_training(folder: Path, *, packed: Path, training: Path, classifier: Path, photos: Path, origin: Origin) -> dict[str, Any]:
