@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import dataset, evaluation, files
+from pipeline import changes, dataset, evaluation, files
 from pipeline.console import Report
 from pipeline.dataset import readable, shortened
 from pipeline.packed import INDEX, Packed
@@ -246,7 +246,6 @@ def _difference(found: Paired, limits: Limits) -> str:
 
 def measure_rival(
     version: Path,
-    live_index: Path | None,
     packed: Path,
     training: Path,
     photos_folder: Path,
@@ -259,7 +258,6 @@ def measure_rival(
 
     Args:
         version: the folder of the live version.
-        live_index: the index of the photos that it came from; without it, no photo counts as one it learned from.
         packed, training: outputs of the candidate's ComputeBottlenecks and TrainFinalLayer.
         photos_folder: where the photos are.
         same_vectors: whether the live model would compute the same bottlenecks as those in ``packed``, so that they serve it.
@@ -267,7 +265,8 @@ def measure_rival(
     """
     manifest = files.read_json(version / files.MANIFEST)
     known = set(manifest["labels"])
-    before = {photo.sha256: photo for photo in dataset.each_photo(live_index) if not photo.view} if live_index else {}
+    # A version from before versions kept the list of their photos has none: then none counts as one it learned from.
+    before = {photo.sha256: photo for photo in changes.each_photo(version / changes.PHOTOS)} if (version / changes.PHOTOS).is_file() else {}
     names = dataset.labels_of(photo for photo in dataset.each_photo(packed / INDEX))
     testing = [(row, photo) for row, photo in enumerate(dataset.each_photo(packed / INDEX)) if photo.split == dataset.TESTING]
     ours = [names[number] for number in evaluation.read_logits(training)[dataset.TESTING].argmax(axis=1)]

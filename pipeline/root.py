@@ -19,12 +19,12 @@ import luigi
 from luigi.cmdline_parser import CmdlineParser
 from luigi.util import inherits
 
-from pipeline import artifacts, backbones, console, dataset, files, luigi_program, registry, settings, sources, tables
+from pipeline import artifacts, backbones, changes, console, dataset, files, luigi_program, registry, settings, sources, tables
 from pipeline.artifacts import QuietTask
 from pipeline.console import shown
 from pipeline.errors import UserError
 from pipeline.settings import switch
-from pipeline.tasks import SKIPPED, ExportGraph, FetchImages, FolderOfPhotos, Gate, Report, absolute_model, fallback_of
+from pipeline.tasks import SKIPPED, CheckPhotos, ExportGraph, FetchImages, FolderOfPhotos, Gate, Report, absolute_model, fallback_of
 
 INTERRUPTED = 130  # as shells have it for Ctrl-C
 
@@ -182,8 +182,20 @@ class Export(QuietTask):
         """The task that evaluates the classifier, and has it judged against the version that is live now."""
         live = registry.live(self.exports)
         if live is None or files.damage(live, contents=True):
-            return self.clone(Report, **self.found, live="", live_key="")  # what is damaged is no rival
-        return self.clone(Report, **self.found, live=str(live), live_key=registry.key_of(live))
+            live = None  # what is damaged is no rival
+        return self.clone(
+            Report,
+            **self.found,
+            checked=str(self.photos_check.folder),
+            live=str(live or ""),
+            live_key=registry.key_of(live) if live else "",
+        )
+
+    @cached_property
+    def photos_check(self) -> CheckPhotos:
+        """The task that compares the photos with those of the version that was live when the run began."""
+        live = registry.live(self.exports)
+        return self.clone(CheckPhotos, **self.found, live_version=live.name if live else "")
 
     @property
     def outcome(self) -> Outcome | None:
@@ -230,7 +242,7 @@ class Export(QuietTask):
         try:
             self.check()
             if sources.has_photos(self.photos_folder):
-                return [self.report]
+                return [self.photos_check]
             source = settings.profile(self.data).images
             if self.images or not (source.url or source.draw_per_class):
                 return [FolderOfPhotos(images=str(self.photos_folder), remedy=self._remedy())]
@@ -258,11 +270,18 @@ class Export(QuietTask):
                 if noted and outcome and made_before(outcome, noted.since):
                     say_nothing_to_do(fallback, outcome)
                 return
+            yield self.photos_check
             version = yield from self._publish()
             self._is_done = True
         if version:
-            for line in result_lines(self.data, version, self.classifier):
+            headline, *lines = result_lines(self.data, version, self.classifier)
+            for line in (headline, *self._since(), *lines):
                 console.say(line)
+
+    def _since(self) -> list[str]:
+        """A line on what changed in the photos, where there is a version to compare with."""
+        since = self.photos_check.output().manifest()["since"]
+        return [f"since    {since['version']}: {changes.sentence(since)}"] if since else []
 
     def _publish(self) -> Generator[luigi.Task, Any, Path | None]:
         """Have the classifier judged, and put it in the live one's place; return the version, None where it is rejected."""
@@ -293,7 +312,8 @@ class Export(QuietTask):
         said = f"{self.data}: {verdict['words']}"
         if self.fail_if_rejected:
             raise UserError(f"{said}; report: {shown(report / 'report.html')}")
-        console.say(said)
+        for line in (said, *self._since()):
+            console.say(line)
         console.say(f"{self.data}: {verdict['live'] or 'nothing'} stays live; report: {shown(report / 'report.html')}")
 
 

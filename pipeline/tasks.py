@@ -1,6 +1,6 @@
 """The task graph. Each ``make`` is a few lines that call the library; nothing here imports TensorFlow at the top.
 
-FetchImages ─► IndexImages ─┐
+FetchImages ─► IndexImages ─┬─► CheckPhotos
                             ├─► ComputeBottlenecks ─► TrainFinalLayer ─► ExportGraph ─► Gate ─► Report ─► Export
 DownloadModel ──────────────┘
 """
@@ -21,7 +21,7 @@ import luigi
 from luigi.parameter import UnconsumedParameterWarning
 from luigi.util import requires
 
-from pipeline import artifacts, backbones, console, dataset, files, images, luigi_program, settings, sources
+from pipeline import artifacts, backbones, changes, console, dataset, files, images, luigi_program, settings, sources
 from pipeline.artifacts import Artifact, QuietTask
 from pipeline.console import shown
 from pipeline.dataset import Photo
@@ -135,6 +135,27 @@ class IndexImages(Artifact):
             seed=self.seed,
             unreadable_limit=self.unreadable_limit,
         )
+
+
+@requires(IndexImages)
+class CheckPhotos(Artifact):
+    """What changed in the photos since the live version. Nothing is made of it, so that no key of a training depends on what was live."""
+
+    VERSION = "1"
+    priority = 10
+
+    live_version = luigi.Parameter(default="", positional=False)
+
+    def make(self, work: Path) -> dict[str, Any]:
+        version = settings.paths(self.data).exports / self.data / self.live_version if self.live_version else None
+        return {"data": self.data, "since": self._since(version)}
+
+    def _since(self, version: Path | None) -> dict[str, Any] | None:
+        """What changed since a version; None where there is none, or it does not say what its photos were."""
+        if version is None or files.damage(version, contents=True, names=[changes.PHOTOS]):
+            return None
+        found = changes.between(changes.each_photo(version / changes.PHOTOS), dataset.each_photo(self.requires().folder / INDEX))
+        return {"version": version.name, **found.as_json()}
 
 
 class DownloadModel(Artifact):
@@ -430,12 +451,10 @@ class Gate(Artifact):
         rival = None
         if self.live:
             live = files.read_json(Path(self.live) / files.MANIFEST)
-            of_live = settings.paths().run("ComputeBottlenecks", live["parents"]["ComputeBottlenecks"]) / INDEX
             same = ("precision", "average_views")
             with self.progress("photos") as report:
                 rival = gate.measure_rival(
                     Path(self.live),
-                    of_live if of_live.is_file() else None,
                     packed.folder,
                     training.folder,
                     photos,
@@ -457,15 +476,19 @@ NOT_JUDGED = {"accepted": True, "against": [], "findings": [], "words": "accepte
 
 @requires(IndexImages, DownloadModel, ComputeBottlenecks, TrainFinalLayer, ExportGraph, Gate)
 class Report(Artifact):
-    """What the classifier is worth: its figures on the test photos, a page and a model card."""
+    """What the classifier is worth: its figures on the test photos, a page and a model card; and what the next run compares with."""
 
     VERSION = "2"
+
+    checked = luigi.Parameter(default="", positional=False, significant=False)
 
     def make(self, work: Path) -> dict[str, Any]:
         from pipeline import report
 
-        _, _, packed, training, classifier, judged = self.requires()
-        return report.of_training(
+        index, _, packed, training, classifier, judged = self.requires()
+        changes.write_photos(work / changes.PHOTOS, dataset.each_photo(index.folder / INDEX))
+        checks = (files.read_manifest(Path(self.checked)) if self.checked else None) or {}
+        made = report.of_training(
             work,
             packed=packed.folder,
             training=training.folder,
@@ -480,13 +503,15 @@ class Report(Artifact):
                 warnings=packed.output().manifest()["warnings"],
                 live=Path(self.live) if self.live else None,
                 verdict=judged.output().manifest()["verdict"],
+                since=checks.get("since"),
             ),
         )
+        return {**made, "since": checks.get("since")}
 
     @property
     def settings(self) -> list[tuple[str, str, bool]]:
         """Name, value, and whether it is the default, of all that a person can set."""
-        handed_down = ("snapshot", "model_identity", "init_from_key", "live", "live_key")
+        handed_down = ("snapshot", "model_identity", "init_from_key", "live", "live_key", "checked")
         return [
             (name, parameter.serialize(value := getattr(self, name)), value == parameter._default)
             for name, parameter in self.get_params()

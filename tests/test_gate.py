@@ -137,7 +137,7 @@ def test_a_rejected_candidate_is_a_result(copy_of_finished: Project) -> None:
     strict = ("--gate-megabytes", "0.1")
     done = project.export(*OTHER, *strict)
     assert done.returncode == 0, done.stderr
-    first, second = done.stdout.splitlines()
+    first, _since, second = done.stdout.splitlines()
     assert first.startswith("colours: rejected: its graph has ") and "MB, more than gate_megabytes = 0.1" in first
     page = second.rpartition("report: ")[2]
     assert second == f"colours: {before.name} stays live; report: {page}"

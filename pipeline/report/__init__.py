@@ -43,6 +43,7 @@ class Origin:
         warnings: of the photos, a line each.
         live: the folder of the version that is live while the page is made, if there is one.
         verdict: of the gate.
+        since: what changed in the photos since that version, as ``changes.Changes.as_json`` has it, and the name of the ``version``.
     """
 
     data: str
@@ -53,6 +54,7 @@ class Origin:
     warnings: list[str]
     live: Path | None
     verdict: dict[str, Any]
+    since: dict[str, Any] | None = None
 
 
 def of_training(folder: Path, *, packed: Path, training: Path, classifier: Path, photos: Path, origin: Origin) -> dict[str, Any]:

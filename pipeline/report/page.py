@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from pipeline import dataset, evaluation, files, pictures
+from pipeline import changes, dataset, evaluation, files, pictures
 from pipeline.dataset import Photo, readable
 from pipeline.evaluation import Evaluation
 from pipeline.report import charts
@@ -79,6 +79,7 @@ def write_training(
         "subtitle": f"Report on a training · {backbone['name']} · {_today()}",
         "live": _live(origin.live, figures),
         "verdict": origin.verdict,
+        "since": _since(origin.since),
         "curves": _curves(training, tried[0]["number"]),
         "sweep": tried[:ROWS_SHOWN],
         "sweep_count": len(tried),
@@ -104,6 +105,7 @@ def write_photos(folder: Path, findings: Findings, name: str, classifier: dict[s
         "is_training": False,
         "live": None,
         "verdict": None,
+        "since": None,
         "subtitle": f"Evaluation of {name} on the photos of {readable(str(findings.photos_folder))} · {_today()}",
         "warnings": [],
         "command": "",
@@ -133,6 +135,7 @@ def _write(folder: Path, content: dict[str, Any], names: Iterable[str]) -> None:
 def _sections(content: dict[str, Any]) -> list[tuple[str, str]]:
     named = {
         "live": ("Live model", content["is_training"]),
+        "since": ("Since the last version", content["since"]),
         "classes": ("Classes", True),
         "confusion": ("Confusion", True),
         "mistakes": ("Mistakes", True),
@@ -324,6 +327,21 @@ def _live(version: Path | None, ours: dict[str, Any]) -> dict[str, Any] | None:
         "same_photos": theirs.get("photos_fingerprint") == ours["photos_fingerprint"],
         "rows": rows,
     }
+
+
+def _since(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What changed in the photos, in words and as a table."""
+    if found is None:
+        return None
+    rows = [
+        {"what": words, "count": found[name]["count"], "first": found[name]["first"]}
+        for name, words in changes.WORDS.items()
+        if found[name]["count"]
+    ]
+    for name, words in (("new_classes", "new classes"), ("gone_classes", "classes gone")):
+        if found[name]:
+            rows.append({"what": words, "count": len(found[name]), "first": found[name][: changes.NAMED]})
+    return {"version": found["version"], "sentence": changes.sentence(found), "rows": rows}
 
 
 def _candidates(training: Path) -> list[dict[str, Any]]:
