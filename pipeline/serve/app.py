@@ -80,7 +80,8 @@ def _failure(request: Request, error: Exception) -> Response:
 class _Endpoint:
     def __init__(self, live: Live) -> None:
         self._live = live
-        self._pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="predict")
+        # Twice as many as cores: one reads JSON and headers while another computes.
+        self._pool = ThreadPoolExecutor(2 * usable_cores(), thread_name_prefix="predict")
         self._most = REQUESTS_PER_CORE * usable_cores()
         self._requests = 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -52,16 +53,21 @@ class Live:
         self._followed, self._load = followed, load
         self._refused: Path | None = None
         self._try_again = 0.0
+        self._replaced = False
         self.now = load(folder)
 
     def look(self) -> None:
         """See whether another version is live, and take it if it can be loaded; else keep the one that is there."""
+        if self._replaced:
+            # TensorFlow's graphs hold each other. By now no request has the old one any more, and its 20 MB can go.
+            gc.collect()
+            self._replaced = False
         folder = registry.live(self._followed) if self._followed else None
         if folder is None or folder == self.now.folder or (folder == self._refused and time.monotonic() < self._try_again):
             return
         try:
             self.now = self._load(folder)
-            self._refused = None
+            self._refused, self._replaced = None, True
             note(f"serving {self.name} {self.now.version} from now on")
         except Exception as error:  # whatever it is, requests go on being answered
             if folder != self._refused:
