@@ -29,14 +29,14 @@ test: $(VENV)/installed-test browser
 	$(VENV)/bin/lint-imports --no-cache
 	$(VENV)/bin/pytest
 
-# The tests look at the report in a real browser.
+# The tests look at the pages in a real browser.
 browser:
 	@if ! command -v chromedriver >/dev/null; then \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 			echo 'installing chromium and chromium-driver with apt-get, for the tests (once; about 400 MB)' >&2; \
 			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium chromium-driver >/dev/null; \
 		else \
-			echo 'warning: there is no chromedriver, so tests/test_report.py will fail; install Chromium and its chromedriver' >&2; \
+			echo 'warning: there is no chromedriver, so tests/test_report.py and tests/test_serve.py will fail; install Chromium and its chromedriver' >&2; \
 		fi; \
 	fi
 

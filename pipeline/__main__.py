@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from pipeline import console
-from pipeline.commands import CUT_OFF, DATA_MISSING, FAILED, cache, evaluate, exports, models, predict, runs
+from pipeline.commands import CUT_OFF, DATA_MISSING, FAILED, cache, evaluate, exports, models, predict, runs, serve
 from pipeline.errors import DataMissing, UserError
 
 
@@ -31,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Use what the pipeline made. Training is `make retrain` or `luigi --module pipeline Export`.",
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for command in (predict, evaluate, exports, runs, models, cache):
+    for command in (predict, serve, evaluate, exports, runs, models, cache):
         command.add(verbs)
     return parser
 

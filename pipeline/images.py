@@ -114,6 +114,13 @@ def readable_bytes(data: bytes) -> bytes:
         return _bitmap(image) if _header(image, data).reencode else data
 
 
+def blank() -> bytes:
+    """A small black picture, to run a network on once: to see what comes out, or so that the first photo does not wait."""
+    bitmap = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(bitmap, "BMP")
+    return bitmap.getvalue()
+
+
 # --- The header -----------------------------------------------------------------------------------------------------
 
 _SIGNATURES = (

@@ -7,13 +7,10 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from PIL import Image
-
-from pipeline import export, network
+from pipeline import export, images, network
 from pipeline.backbones import formats, frozen, labels
 from pipeline.backbones.frozen import NOTHING_SAID, Description
 from pipeline.backbones.graphs import Wiring, node_of, tensor_name
@@ -135,9 +132,7 @@ def _likely(wiring: Wiring, flag: str) -> list[str]:
 
 def _outputs(loaded: Network, described: Description) -> int:
     """How many probabilities come out, seen by running the graph once."""
-    picture = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(picture, "BMP")
-    (found,) = loaded.vectors([picture.getvalue()], [AS_IT_IS])
+    (found,) = loaded.vectors([images.blank()], [AS_IT_IS])
     if isinstance(found, BadImage):
         raise UserError(f"the graph does not run on images of {described.size} pixels a side ({found}); correct --input-size or the layers")
     if found.ndim != 1:

@@ -23,7 +23,7 @@ from typing import Any
 import luigi
 from luigi.configuration import get_config
 
-from pipeline import registry, tables
+from pipeline import files, registry, tables
 from pipeline.errors import UserError
 
 PROFILES = "configs"
@@ -165,6 +165,19 @@ def export_named(name: str) -> Path:
     except UserError:  # outside a project a folder can still be named
         return registry.find(name, Path("exports"))
     return registry.find(name, exports_of(name))
+
+
+def followed(name: str) -> Path | None:
+    """The folder whose ``latest`` says which export ``name`` means; None where it means one version for good."""
+    path = Path(name)
+    if path.name != registry.LATEST and files.read_manifest(path):
+        return None
+    try:
+        exports = exports_of(name)
+    except UserError:  # outside a project
+        exports = Path("exports")
+    candidates = (path.parent if path.name == registry.LATEST else path, exports / name)
+    return next((folder.resolve() for folder in candidates if registry.live(folder)), None)
 
 
 def profile(data: str) -> Profile:

@@ -6,11 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
+
+if TYPE_CHECKING:
+    from browser import Browser
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -127,6 +132,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Proje
     assert done.returncode == 0, done.stderr
     project.first_output = done  # type: ignore[attr-defined]
     return project
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    from browser import Browser
+
+    opened = Browser(tmp_path_factory.mktemp("profile"))
+    yield opened
+    opened.driver.quit()
 
 
 @pytest.fixture
