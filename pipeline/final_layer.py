@@ -9,13 +9,14 @@ from __future__ import annotations
 import csv
 import dataclasses
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from pipeline import bottlenecks, checkpoint, dataset, evaluation, files, heads, optimizers, summaries
+from pipeline.batches import Batches, standardisation
 from pipeline.bottlenecks import Statistics
 from pipeline.checkpoint import Checkpoints
 from pipeline.console import Report
@@ -23,7 +24,7 @@ from pipeline.errors import UserError
 from pipeline.heads import Layer, Shape
 from pipeline.optimizers import Optimizer
 from pipeline.packed import INDEX, Packed
-from pipeline.tensorflow_v1 import session, tf
+from pipeline.tensorflow_v1 import control_flow_v1, session, tf
 
 CHECKPOINT = "final_layer.ckpt"
 SUMMARIES = "summaries"
@@ -32,12 +33,6 @@ CURVES = "curves.csv"
 SCOPE, BEST, CHOSEN = "final_layer", "best", "chosen"
 ROWS_AT_ONCE = 4096
 """Rows that an evaluation takes through the heads at a time, so that memory stays flat."""
-
-STEPS_AT_ONCE = 20
-"""Steps in one run of the session, where nothing has to be done between them."""
-
-BYTES_AT_ONCE = 32 << 20
-"""Of the vectors of these steps, which are in memory at once."""
 
 CLASS_WEIGHTS = ("none", "balanced")
 
@@ -162,32 +157,6 @@ class Examples:
         return cls(Packed(folder), labels, truth, rows)
 
 
-def standardisation(statistics: Statistics) -> tuple[np.ndarray, float]:
-    """The mean of each feature, and one scale for all: the root of their mean variance.
-
-    One scale, since dividing each feature by its own deviation blows up those that say little; it cost a point or more of
-    accuracy on flowers.
-    """
-    variance = statistics.squares / max(statistics.count, 1)
-    return statistics.mean.astype(np.float32), float(np.sqrt(variance.mean())) or 1.0
-
-
-def batch_rows(seed: int, start: int, end: int, batch_size: int, count: int) -> np.ndarray:
-    """The rows of the mini-batches from step ``start`` to before step ``end``, one after the other.
-
-    A function of its arguments alone, so that a resumed run needs no generator's state. Epoch after epoch each row comes
-    once, in another order; a batch may reach over the end of an epoch.
-    """
-    first, last = start * batch_size, end * batch_size
-    epochs = range(first // count, (last - 1) // count + 1)
-    return np.concatenate([_epoch(seed, epoch, count)[max(first - epoch * count, 0) : last - epoch * count] for epoch in epochs])
-
-
-@lru_cache(maxsize=4)
-def _epoch(seed: int, epoch: int, count: int) -> np.ndarray:
-    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
-
-
 def balanced_weights(truth: np.ndarray, classes: int) -> np.ndarray:
     """For each class, float32 [classes], what makes all of them weigh the same, and a mean photo weigh 1."""
     return (len(truth) / (classes * np.bincount(truth, minlength=classes))).astype(np.float32)
@@ -204,9 +173,9 @@ def train(
     """
     examples = Examples.read(packed)
     with tf.Graph().as_default():
-        trainer = _Trainer(examples, options)
-        with session(threads=1) as running:
-            steps = trainer.run(running, folder, bottlenecks.read_statistics(packed), report, start_from)
+        trainer = _Trainer(examples, options, bottlenecks.read_statistics(packed))
+        with session(threads=1, as_built=True) as running:
+            steps = trainer.run(running, folder, report, start_from)
             tried = trainer.tried(running)
             losses = {number: candidate.validation_loss for number, candidate in enumerate(tried) if candidate.validation_loss is not None}
             if not losses:
@@ -242,21 +211,25 @@ def write_candidates(path: Path, tried: list[Tried]) -> None:
 class _Trainer:
     """The training graph and what is fed to it."""
 
-    def __init__(self, examples: Examples, options: Options) -> None:
+    def __init__(self, examples: Examples, options: Options, statistics: Statistics) -> None:
         self.examples, self.options = examples, options
+        self.mean, self.scale = standardisation(statistics)
+        training = examples.rows[dataset.TRAINING]
+        self.batches = Batches(examples.packed, training, self.mean, self.scale, options.seed, options.train_batch_size)
         self.candidates = options.candidates
         self.shape = Shape(examples.packed.shape[1], len(examples.labels), options.hidden_units, len(self.candidates))
         self.global_step = tf.train.get_or_create_global_step()
         self.bottleneck = tf.placeholder(tf.float32, [None, self.shape.width], name="bottleneck_input")
-        self.batches = tf.placeholder(tf.float32, [None, options.train_batch_size, self.shape.width], name="batches_input")
+        self.vectors = tf.placeholder(tf.float32, [None, self.shape.width], name="standardised_input")
+        self.places = tf.placeholder(tf.int32, [None, options.train_batch_size], name="batches_input")
         self.truths = tf.placeholder(tf.int32, [None, options.train_batch_size], name="labels_input")
         self.factors = tf.placeholder(tf.float32, [None], name="learning_rate_factors")
         self.layer = heads.variables(self.shape, SCOPE)
-        self.logits = heads.logits(self.bottleneck, self.layer, self.shape.heads)
+        self.logits = heads.logits(heads.standardised(self.bottleneck, self.layer), self.layer, self.shape.heads)
         self.train_steps = self._train_steps()
         self.best, self.best_step, self.best_loss = self._best()
         self.chosen = heads.variables(dataclasses.replace(self.shape, heads=1), CHOSEN)
-        self.best_logits = heads.logits(self.bottleneck, self.best, self.shape.heads)
+        self.best_logits = heads.logits(heads.standardised(self.bottleneck, self.best), self.best, self.shape.heads)
         self.histograms = tf.summary.merge(
             [_histogram(f"{name}_histogram", self.layer[name]) for name in self.shape.trained()]
             + [_histogram("logits_histogram", self.logits)]
@@ -265,21 +238,28 @@ class _Trainer:
     def _of_candidates(self, name: str) -> tf.Tensor:
         return tf.constant([getattr(candidate, name) for candidate in self.candidates], tf.float32)
 
-    def _train_steps(self) -> tf.Operation:
-        """As many steps as there are batches fed, in one run: a run costs as much as a step."""
+    def _train_steps(self) -> tf.Tensor:
+        """As many steps as there are batches fed, in one run: a run costs as much as a step. Gives the logits of the last batch,
+        after its step."""
         optimizer = Optimizer(self.options.optimizer, {name: self.layer[name] for name in self.shape.trained()})
+        first, count = self.global_step.read_value(), tf.shape(self.places)[0]
+        learning_rates, weight_decays = self._of_candidates("learning_rate"), self._of_candidates("weight_decay")
+
+        def batch(number: tf.Tensor) -> tf.Tensor:
+            return tf.gather(self.vectors, tf.gather(self.places, number))
 
         def one(number: tf.Tensor) -> tf.Tensor:
-            step = self.global_step.read_value()
-            outputs = heads.logits(self.batches[number], self.layer, self.shape.heads, self._dropped(step))
-            rates = self._of_candidates("learning_rate") * self.factors[number]
-            gradients = self._logit_gradients(outputs, self.truths[number])
-            updates = optimizer.step(outputs, gradients, rates, self._of_candidates("weight_decay"), step)
-            with tf.control_dependencies(updates), tf.control_dependencies([self.global_step.assign_add(1)]):
+            step = first + tf.cast(number, tf.int64)
+            outputs = heads.logits(batch(number), self.layer, self.shape.heads, self._dropped(step))
+            gradients = self._logit_gradients(outputs, tf.gather(self.truths, number))
+            rates = learning_rates * tf.gather(self.factors, number)
+            with tf.control_dependencies(optimizer.step(outputs, gradients, rates, weight_decays, step)):
                 return number + 1
 
-        count = tf.shape(self.batches)[0]
-        return tf.while_loop(lambda number: number < count, one, [tf.constant(0)], parallel_iterations=1).op
+        with control_flow_v1():
+            through = tf.while_loop(lambda number: number < count, one, [tf.constant(0)], parallel_iterations=1)
+        with tf.control_dependencies([through]), tf.control_dependencies([self.global_step.assign_add(tf.cast(count, tf.int64))]):
+            return heads.logits(batch(count - 1), self.layer, self.shape.heads)
 
     def _dropped(self, step: tf.Tensor) -> tf.Tensor | None:
         """What features are multiplied by, a function of seed and step."""
@@ -292,22 +272,19 @@ class _Trainer:
 
     def _logit_gradients(self, outputs: tf.Tensor, truth: tf.Tensor) -> tf.Tensor:
         """The gradients of the mean loss of a batch by its logits, [batch, heads, classes] as these."""
-        options, classes, count = self.options, self.shape.classes, self.shape.heads
-        flat = tf.reshape(outputs, [-1, classes])
+        options, classes = self.options, self.shape.classes
+        wanted = tf.one_hot(truth[:, tf.newaxis], classes)
         if any(options.label_smoothing):
             smoothing = self._of_candidates("label_smoothing")[:, tf.newaxis]
-            smoothed = tf.one_hot(truth, classes)[:, tf.newaxis] * (1 - smoothing) + smoothing / classes
-            found = tf.raw_ops.SoftmaxCrossEntropyWithLogits(features=flat, labels=tf.reshape(smoothed, [-1, classes]))
-        else:
-            found = tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(features=flat, labels=tf.repeat(truth, count))
+            wanted = wanted * (1 - smoothing) + smoothing / classes
         weights = tf.constant(1 / options.train_batch_size)
         if options.class_weights == "balanced":
             balanced = balanced_weights(self.examples.truth[self.examples.rows[dataset.TRAINING]], classes)
             weights = weights * tf.gather(tf.constant(balanced), truth)[:, tf.newaxis, tf.newaxis]
-        return tf.reshape(found.backprop, [-1, count, classes]) * weights
+        return (tf.nn.softmax(outputs) - wanted) * weights
 
     def _best(self) -> tuple[Layer, tf.Variable, tf.Variable]:
-        """The heads at the best step of each, and that step and loss; ``keep`` fills them for the heads where ``better`` is true."""
+        """The heads at the best step of each, and that step and loss; ``keep`` fills them for the heads whose loss is lower now."""
         best = heads.variables(self.shape, BEST)
 
         def of_heads(name: str, dtype: tf.DType, value: float) -> tf.Variable:
@@ -315,38 +292,44 @@ class _Trainer:
             return tf.get_variable(f"{BEST}/{name}", shape, dtype, initializer, trainable=False, use_resource=True)
 
         step, loss = of_heads("step", tf.int64, 0), of_heads("loss", tf.float64, np.inf)
-        self.better = tf.placeholder(tf.bool, [self.shape.heads], name="better")
         self.losses = tf.placeholder(tf.float64, [self.shape.heads], name="validation_losses")
-        self.keep = tf.group(
-            step.assign(tf.where_v2(self.better, self.global_step, step)),
-            loss.assign(tf.where_v2(self.better, self.losses, loss)),
-            *(
-                best[name].assign(tf.where_v2(heads.for_rows(self.better, best[name]), self.layer[name], best[name]))
-                for name in self.shape.trained()
-            ),
-        )
+        better = self.losses < loss.read_value()
+        with tf.control_dependencies([better]):
+            self.keep = tf.group(
+                step.assign(tf.where_v2(better, self.global_step, step)),
+                loss.assign(tf.where_v2(better, self.losses, loss)),
+                *(
+                    best[name].assign(tf.where_v2(heads.for_rows(better, best[name]), self.layer[name], best[name]))
+                    for name in self.shape.trained()
+                ),
+            )
         return best, step, loss
 
     # --- Running it ---
 
-    def run(self, running: tf.Session, folder: Path, statistics: Statistics, report: Report, start_from: Start | None) -> int:
+    def run(self, running: tf.Session, folder: Path, report: Report, start_from: Start | None) -> int:
         """Train to the last step, or until patience ends, from the last checkpoint if there is one. Returns the steps."""
         options = self.options
         steps = options.how_many_training_steps
-        running.run(tf.global_variables_initializer())
-        self._initialise(running, statistics, start_from)
+        self._initialise(running, start_from)
         checkpoints = Checkpoints(
             folder, CHECKPOINT, max_to_keep=options.max_to_keep, keep_checkpoint_every_n_hours=options.keep_checkpoint_every_n_hours
         )
         done = checkpoints.restore(running) or 0
-        train = running.make_callable(self.train_steps, [self.batches, self.truths, self.factors])
+        train = running.make_callable(self.train_steps, [self.vectors, self.places, self.truths, self.factors])
         with summaries.Curves(folder / SUMMARIES, [dataclasses.asdict(candidate) for candidate in self.candidates], done) as curves:
             report(done, steps)
             while done < steps and not self._is_patience_over(running, done):
                 start, done = done, self._next_stop(done)
-                vectors, truth = self._batches(start, done)
-                train(vectors, truth, np.array(optimizers.schedule_factors(options.learning_rate_schedule, start, done, steps), np.float32))
+                taken = self.batches.of(start, done)
+                truths = self.examples.truth[taken.rows]
+                factors = optimizers.schedule_factors(options.learning_rate_schedule, start, done, steps)
+                outputs = train(taken.vectors, taken.places, truths, factors)
                 if done % options.eval_step_interval == 0 or done == steps:
+                    curves.add("training", done, *_figures(outputs, truths[-1]))
+                    if curves.wants_histograms(done, steps, options.eval_step_interval):
+                        vectors = self.examples.packed[taken.rows[-1]]
+                        curves.add_histograms(running.run(self.histograms, {self.bottleneck: vectors}), done)
                     self._look(running, done, curves)
                 if done % options.checkpoint_interval == 0 and done < steps:
                     # Events first: a kill between the two repeats events, which TensorBoard sorts out, and loses none.
@@ -358,61 +341,40 @@ class _Trainer:
             checkpoints.save(running, done)
         return done
 
-    def _initialise(self, running: tf.Session, statistics: Statistics, start_from: Start | None) -> None:
-        mean, scale = standardisation(statistics)
+    def _initialise(self, running: tf.Session, start_from: Start | None) -> None:
         values = heads.initial(self.shape, self.options.seed)
         if start_from:
-            values = start_from.fitted(values, self.shape, self.examples.labels, mean, scale)
+            values = start_from.fitted(values, self.shape, self.examples.labels, self.mean, self.scale)
+        given = {self.layer[name]: value for name, value in values.items()}
         for layer in (self.layer, self.best, self.chosen):
-            _load(running, layer["mean"], mean)
-            _load(running, layer["scale"], scale)
-        for name, value in values.items():
-            _load(running, self.layer[name], value)
+            given |= {layer["mean"]: self.mean, layer["scale"]: self.scale}
+        running.run(tf.global_variables_initializer(), _initial(given))
 
     def _is_patience_over(self, running: tf.Session, done: int) -> bool:
         patience = self.options.patience * self.options.eval_step_interval
         return bool(patience) and done - int(running.run(self.best_step).max()) >= patience
 
     def _next_stop(self, done: int) -> int:
-        """The step up to which to train in one run: where there is something to do, or STEPS_AT_ONCE away."""
+        """The step up to which to train in one run: where there is something to do, or as far as batches reach."""
         options = self.options
         stops = [interval * (done // interval + 1) for interval in (options.eval_step_interval, options.checkpoint_interval)]
-        at_once = min(STEPS_AT_ONCE, BYTES_AT_ONCE // (4 * options.train_batch_size * self.shape.width))
-        return min(*stops, done + max(1, at_once), options.how_many_training_steps)
-
-    def _batches(self, start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-        """The vectors [steps, batch, width] and labels [steps, batch] of the steps from ``start`` to before ``end``."""
-        rows = self.examples.rows[dataset.TRAINING]
-        rows = rows[batch_rows(self.options.seed, start, end, self.options.train_batch_size, len(rows))]
-        vectors, truth = self._batch(rows)
-        return vectors.reshape(end - start, -1, self.shape.width), truth.reshape(end - start, -1)
-
-    def _batch(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return self.examples.packed[rows], self.examples.truth[rows]
+        return min(*stops, done + self.batches.steps_at_once, options.how_many_training_steps)
 
     def _look(self, running: tf.Session, step: int, curves: summaries.Curves) -> None:
-        """Write summaries, and keep each head whose loss on the validation split is its lowest so far."""
-        (vectors,), (truth,) = self._batches(step - 1, step)
-        outputs = running.run(self.logits, {self.bottleneck: vectors})
-        curves.add("training", step, evaluation.log_losses(outputs, truth), evaluation.accuracies(outputs, truth))
-        if curves.wants_histograms(step, self.options.how_many_training_steps, self.options.eval_step_interval):
-            curves.add_histograms(running.run(self.histograms, {self.bottleneck: vectors}), step)
+        """Keep each head whose loss on the validation split is its lowest so far."""
         losses, accuracies = self._measured(running, self.examples.rows[dataset.VALIDATION], self.logits)
         curves.add("validation", step, losses, accuracies)
-        better = losses < running.run(self.best_loss)
-        if better.any():
-            running.run(self.keep, {self.better: better, self.losses: losses})
+        running.run(self.keep, {self.losses: losses})
 
     def _measured(self, running: tf.Session, rows: np.ndarray, logits: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Log loss and accuracy of each head on some rows, float64 [heads] each, summed in the order of the rows."""
-        losses, correct = np.zeros(self.shape.heads), np.zeros(self.shape.heads)
+        total = np.zeros((2, self.shape.heads))
         for start in range(0, len(rows), ROWS_AT_ONCE):
             piece = rows[start : start + ROWS_AT_ONCE]
-            vectors, truth = self._batch(piece)
-            outputs = running.run(logits, {self.bottleneck: vectors})
-            losses += len(piece) * evaluation.log_losses(outputs, truth)
-            correct += len(piece) * evaluation.accuracies(outputs, truth)
-        return losses / len(rows), correct / len(rows)
+            outputs = running.run(logits, {self.bottleneck: self.examples.packed[piece]})
+            total += len(piece) * np.array(_figures(outputs, self.examples.truth[piece]))
+        losses, accuracies = total / len(rows)
+        return losses, accuracies
 
     def tried(self, running: tf.Session) -> list[Tried]:
         """All candidates at their best steps."""
@@ -437,10 +399,14 @@ class _Trainer:
 
     def _choose(self, running: tf.Session) -> None:
         """Keep the best candidate as a head of its own, for whoever exports it or goes on from it."""
-        losses = running.run(self.best_loss)
-        for name in self.shape.trained():
-            value = heads.one_of(running.run(self.best[name]), int(losses.argmin()), self.shape.heads)
-            _load(running, self.chosen[name], value)
+        losses, values = running.run([self.best_loss, {name: self.best[name] for name in self.shape.trained()}])
+        given = {self.chosen[name]: heads.one_of(value, int(losses.argmin()), self.shape.heads) for name, value in values.items()}
+        running.run([variable.initializer for variable in given], _initial(given))
+
+
+def _figures(logits: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Log loss and accuracy of each head, float64 [heads] each, for logits [rows, heads, classes]."""
+    return evaluation.log_losses(logits, truth), evaluation.accuracies(logits, truth)
 
 
 def _histogram(name: str, values: tf.Tensor) -> tf.Tensor:
@@ -448,8 +414,9 @@ def _histogram(name: str, values: tf.Tensor) -> tf.Tensor:
     return tf.summary.histogram(name, tf.boolean_mask(values, tf.is_finite(values)))
 
 
-def _load(running: tf.Session, variable: tf.Variable, value: np.ndarray | float) -> None:
-    running.run(variable.initializer, {variable.initializer.inputs[1]: value})
+def _initial(values: Mapping[tf.Variable, np.ndarray | float]) -> dict[tf.Tensor, np.ndarray | float]:
+    """What to feed so that the initializers of variables give them these values."""
+    return {variable.initializer.inputs[1]: value for variable, value in values.items()}
 
 
 # --- Bringing a head back ---------------------------------------------------------------------------------------------

@@ -50,38 +50,36 @@ def variables(shape: Shape, scope: str) -> Layer:
         }
 
 
-def logits(bottleneck: tf.Tensor, layer: Layer, heads: int = 1, dropped: tf.Tensor | None = None) -> tf.Tensor:
-    """Bottlenecks [batch, width] → logits [batch, heads, classes].
+def standardised(bottleneck: tf.Tensor, layer: Layer) -> tf.Tensor:
+    """What the heads see of bottlenecks."""
+    return (bottleneck - layer["mean"]) / layer["scale"]
+
+
+def logits(x: tf.Tensor, layer: Layer, heads: int = 1, dropped: tf.Tensor | None = None) -> tf.Tensor:
+    """Standardised bottlenecks [batch, width] → logits [batch, heads, classes].
 
     ``dropped`` [batch, features] multiplies what the last layer reads: 0 where a feature is dropped out.
     """
     if "hidden_weights" in layer:
-        hidden = tf.nn.relu(_on_standardised(bottleneck, layer, "hidden_weights", "hidden_biases"))
+        hidden = tf.nn.relu(_linear(x, layer["hidden_weights"], layer["hidden_biases"]))
         hidden = tf.reshape(hidden, [-1, heads, int(hidden.shape[-1]) // heads])
         if dropped is not None:
             hidden = hidden * dropped[:, tf.newaxis]
         weights = tf.reshape(layer["weights"], [heads, -1, int(hidden.shape[-1])])
         return tf.einsum("bhu,hcu->bhc", hidden, weights) + tf.reshape(layer["biases"], [heads, -1])
-    if dropped is None:
-        flat = _on_standardised(bottleneck, layer, "weights", "biases")
-    else:
-        x = (bottleneck - layer["mean"]) / layer["scale"] * dropped
-        flat = tf.matmul(x, layer["weights"], transpose_b=True) + layer["biases"]
+    flat = _linear(x if dropped is None else x * dropped, layer["weights"], layer["biases"])
     return tf.reshape(flat, [-1, heads, int(flat.shape[-1]) // heads])
 
 
-def _on_standardised(bottleneck: tf.Tensor, layer: Layer, weights: str, biases: str) -> tf.Tensor:
-    """(bottleneck - mean) / scale times weights, plus biases; without writing out the first factor, the largest thing here."""
-    products = tf.matmul(bottleneck, layer[weights], transpose_b=True) - tf.matmul(
-        layer["mean"][tf.newaxis], layer[weights], transpose_b=True
-    )
-    return products / layer["scale"] + layer[biases]
+def _linear(x: tf.Tensor, weights: tf.Variable, biases: tf.Variable) -> tf.Tensor:
+    return tf.nn.bias_add(tf.matmul(x, weights, transpose_b=True), biases)
 
 
 def for_rows(of_heads: tf.Tensor, variable: tf.Variable) -> tf.Tensor:
     """A value of each head [heads] for each row of a variable of the heads, in a shape that multiplies it."""
-    rows = tf.repeat(of_heads, int(variable.shape[0]) // int(of_heads.shape[0]))
-    return tf.reshape(rows, [-1] + [1] * (len(variable.shape) - 1))
+    rows = int(variable.shape[0])
+    head_of_row = np.arange(rows) // (rows // int(of_heads.shape[0]))
+    return tf.gather(of_heads, head_of_row.reshape([-1] + [1] * (len(variable.shape) - 1)))
 
 
 def one_of(values: np.ndarray, head: int, heads: int) -> np.ndarray:

@@ -55,17 +55,19 @@ def has_gpu() -> bool:
     return bool(tf.config.list_physical_devices("GPU"))
 
 
-def session(threads: int, precision: str = "float32") -> tf.Session:
+def session(threads: int, precision: str = "float32", as_built: bool = False) -> tf.Session:
     """A session on the default graph whose ops run on one thread each, ``threads`` ops at a time.
 
     Many single-threaded photos at once are faster on a CPU than one photo spread over the cores. The pool of threads
     inside an op belongs to the process: the first session's setting wins, hence one place that sets it. With one thread
     in it, no sum depends on the number of cores. GPU memory is taken as needed. With ``precision`` bfloat16 (a CPU that
-    has it) or float16 (a GPU) TensorFlow's graph optimizer turns the heavy ops to it.
+    has it) or float16 (a GPU) TensorFlow's graph optimizer turns the heavy ops to it. ``as_built`` leaves that optimizer
+    out, which costs tenths of a second at the first runs.
     """
     config = tf.ConfigProto(intra_op_parallelism_threads=1, inter_op_parallelism_threads=threads)
     config.gpu_options.allow_growth = True
     rewrites = config.graph_options.rewrite_options
+    rewrites.disable_meta_optimizer = as_built
     if precision == "bfloat16":
         rewrites.auto_mixed_precision_onednn_bfloat16 = RewriterConfig.ON
     elif precision == "float16":

@@ -3,14 +3,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipeline import bottlenecks, checkpoint, dataset, evaluation, final_layer, heads
+from pipeline import batches, bottlenecks, checkpoint, dataset, evaluation, final_layer, heads
 from pipeline.dataset import Photo
 from pipeline.errors import UserError
 from pipeline.heads import Shape
@@ -62,33 +61,13 @@ def splits(packed: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return result
 
 
-# --- Mini-batches --------------------------------------------------------------------------------------------------------
-
-
-def test_each_epoch_takes_each_row_once_in_another_order() -> None:
-    rows = final_layer.batch_rows(0, 0, 5, 20, 50)
-    assert Counter(rows[:50].tolist()) == Counter(rows[50:].tolist()) == Counter(range(50))
-    assert rows[:50].tolist() != rows[50:].tolist() != list(range(50))
-
-
-def test_a_batch_is_a_function_of_seed_and_step() -> None:
-    batch = final_layer.batch_rows(3, 17, 18, 20, 50)
-    assert final_layer.batch_rows(3, 11, 23, 20, 50)[6 * 20 : 7 * 20].tolist() == batch.tolist()
-    assert final_layer.batch_rows(4, 17, 18, 20, 50).tolist() != batch.tolist()
-
-
-def test_a_batch_may_be_larger_than_the_data() -> None:
-    assert Counter(final_layer.batch_rows(0, 0, 1, 100, 7).tolist()).keys() == set(range(7))
-    assert len(final_layer.batch_rows(0, 1, 3, 100, 7)) == 200
-
-
 # --- Training ------------------------------------------------------------------------------------------------------------
 
 
 def exact_loss(packed: Path, weight_decay: float) -> float:
     """The lowest penalised training loss there is, by Newton's method on the convex problem."""
     vectors, truth = splits(packed)[dataset.TRAINING]
-    mean, scale = final_layer.standardisation(bottlenecks.read_statistics(packed))
+    mean, scale = batches.standardisation(bottlenecks.read_statistics(packed))
     x = np.hstack([(vectors - mean) / scale, np.ones((len(vectors), 1))])
     onehot = np.eye(CLASSES)[truth]
     penalty = np.r_[np.full(WIDTH, weight_decay), 1e-9][:, None]
@@ -115,7 +94,7 @@ def test_the_loop_reaches_the_exact_solution(packed: Path, tmp_path: Path) -> No
     latest = checkpoint.latest(tmp_path)
     weights, biases = (tf.train.load_variable(latest, f"final_layer/{name}") for name in ("weights", "biases"))
     vectors, truth = splits(packed)[dataset.TRAINING]
-    mean, scale = final_layer.standardisation(bottlenecks.read_statistics(packed))
+    mean, scale = batches.standardisation(bottlenecks.read_statistics(packed))
     reached = penalised_loss((vectors - mean) / scale, truth, weights.T, biases, options.weight_decay[0])
     assert reached == pytest.approx(exact_loss(packed, options.weight_decay[0]), rel=2e-3)
 
@@ -129,7 +108,7 @@ def test_the_best_step_is_kept_and_measured_once_on_test(packed: Path, tmp_path:
     assert min(events["loss"], key=lambda pair: pair[1])[0] == result.best.best_step
     latest = checkpoint.latest(tmp_path)
     weights, biases = (tf.train.load_variable(latest, f"chosen/{name}") for name in ("weights", "biases"))
-    mean, scale = final_layer.standardisation(bottlenecks.read_statistics(packed))
+    mean, scale = batches.standardisation(bottlenecks.read_statistics(packed))
     vectors, truth = splits(packed)[dataset.TESTING]
     correct = int((((vectors - mean) / scale @ weights.T + biases).argmax(axis=1) == truth).sum())
     assert (result.test_correct, result.test_count) == (correct, len(truth))
@@ -288,7 +267,7 @@ def test_each_way_learns_and_goes_on_after_a_kill_to_the_same_bytes(
 
     with pytest.raises(KeyboardInterrupt):
         final_layer.train(tmp_path / "killed", packed, options, kill)
-    monkeypatch.setattr(final_layer, "STEPS_AT_ONCE", 3)
+    monkeypatch.setattr(batches, "STEPS_AT_ONCE", 3)
     final_layer.train(tmp_path / "killed", packed, options)
     assert tensors(tmp_path / "killed") == tensors(tmp_path / "whole")
 
@@ -312,7 +291,7 @@ def test_a_candidate_that_diverges_loses_and_the_others_are_kept(packed: Path, t
 
 def test_large_batches_come_in_fewer_steps_at_once(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    monkeypatch.setattr(final_layer, "BYTES_AT_ONCE", 3 * 4 * WIDTH * OPTIONS.train_batch_size)
+    monkeypatch.setattr(batches, "BYTES_AT_ONCE", 3 * 4 * WIDTH * OPTIONS.train_batch_size)
     final_layer.train(tmp_path, packed, OPTIONS, lambda done, total: seen.append(done))
     assert seen[:5] == [0, 3, 6, 9, 10]
 
@@ -354,7 +333,7 @@ def run_head(shape: Shape, values: dict[str, np.ndarray], vectors: np.ndarray) -
     with tf.Graph().as_default(), session(threads=1) as running:
         layer = heads.variables(shape, "layer")
         running.run([v.initializer for v in layer.values()], {v.initializer.inputs[1]: values[n] for n, v in layer.items()})
-        return running.run(heads.logits(tf.constant(vectors), layer))
+        return running.run(heads.logits(heads.standardised(tf.constant(vectors), layer), layer))
 
 
 def test_shared_labels_start_as_they_were_and_new_ones_fresh(packed: Path, tmp_path: Path) -> None:
@@ -380,14 +359,6 @@ def test_a_head_of_another_shape_is_no_start(packed: Path, tmp_path: Path) -> No
     first = final_layer.train(tmp_path / "first", packed, OPTIONS)
     with pytest.raises(UserError, match="another network or hidden layer; name an export of the same model and hidden_units"):
         final_layer.train(tmp_path, packed, replace(OPTIONS, hidden_units=4), start_from=start_of(tmp_path / "first", first.labels))
-
-
-def test_standardisation_has_one_scale_for_all_features() -> None:
-    statistics = bottlenecks.Statistics(4, np.array([1.0, 2.0]), np.array([4.0, 12.0]))
-    mean, scale = final_layer.standardisation(statistics)
-    assert mean.tolist() == [1, 2]
-    assert scale == pytest.approx(np.sqrt(2))  # variances 1 and 3
-    assert final_layer.standardisation(bottlenecks.Statistics(4, np.zeros(2), np.zeros(2)))[1] == 1
 
 
 # --- Summaries -----------------------------------------------------------------------------------------------------------

@@ -22,7 +22,8 @@ def run(shape: Shape, values: dict[str, np.ndarray], x: np.ndarray, dropped: np.
     with tf.Graph().as_default(), session(threads=1) as running:
         layer = heads.variables(shape, "layer")
         running.run([v.initializer for v in layer.values()], {v.initializer.inputs[1]: values[n] for n, v in layer.items()})
-        return running.run(heads.logits(tf.constant(x), layer, shape.heads, None if dropped is None else tf.constant(dropped)))
+        x = heads.standardised(tf.constant(x), layer)
+        return running.run(heads.logits(x, layer, shape.heads, None if dropped is None else tf.constant(dropped)))
 
 
 def by_hand(values: dict[str, np.ndarray], x: np.ndarray, head: int, count: int, dropped: np.ndarray | float = 1.0) -> np.ndarray:
