@@ -15,7 +15,7 @@ from pipeline import files
 from pipeline.errors import UserError
 
 LATEST = "latest"
-REPORTED = ("drawn", "temperature", "evaluation", "since")
+REPORTED = ("drawn", "temperature", "evaluation", "since", "checks")
 """What the manifest of a version has of its report."""
 
 _VERSION = re.compile(r"(\d{4,})-[0-9a-f]+")

@@ -18,25 +18,32 @@ import luigi
 from luigi.cmdline_parser import CmdlineParser
 from luigi.util import inherits
 
-from pipeline import artifacts, backbones, changes, console, dataset, files, luigi_program, registry, settings, sources, tables
+from pipeline import artifacts, backbones, changes, checks, console, dataset, files, luigi_program, registry, settings, sources, tables
 from pipeline.artifacts import QuietTask
 from pipeline.console import shown
 from pipeline.errors import UserError
-from pipeline.settings import switch
-from pipeline.tasks import SKIPPED, CheckPhotos, ExportGraph, FetchImages, FolderOfPhotos, Report, absolute_model, fallback_of
+from pipeline.settings import choices, switch
+from pipeline.tasks import SKIPPED, CheckDrift, CheckPhotos, ExportGraph, FetchImages, FolderOfPhotos, Report, absolute_model, fallback_of
 
 INTERRUPTED = 130  # as shells have it for Ctrl-C
 
 
-@inherits(ExportGraph)
+@inherits(ExportGraph, CheckDrift)
 class Export(QuietTask):
     """From a folder of labelled photos to a published classifier. The only task that looks at the folder, once a run."""
 
-    # Not parameters here: what the look at the folder finds, what the model is, and what is started from; all are handed down.
+    # Not parameters here: what the look at the folder finds, what is live, what the model is, and what is started from.
     snapshot = None
+    live_version = None
     model_identity = None
     init_from_key = None
     allow_fallback = switch(default=True, significant=False, description="use the profile's fallback where the photos cannot be fetched")
+    stop_on = choices(
+        checks.NAMES,
+        default=("photos",),
+        significant=False,
+        description="checks before the training that stop the run where they are not fine; the others warn",
+    )
 
     @classmethod
     def get_param_values(cls, params: Any, args: Any, kwargs: Any) -> Any:
@@ -148,13 +155,18 @@ class Export(QuietTask):
     @property
     def report(self) -> Report:
         """The task that evaluates the classifier."""
-        return self.classifier.clone(Report, checked=str(self.photos_check.folder))
+        return self.classifier.clone(Report, checked=str(self.drift_check.folder))
 
     @cached_property
-    def photos_check(self) -> CheckPhotos:
-        """The task that compares the photos with those of the version that was live when the run began."""
+    def drift_check(self) -> CheckDrift:
+        """The task that compares the vectors, and with its first requirement the photos, with the version live when the run began."""
         live = registry.live(settings.paths(self.data).exports / self.data)
-        return self.classifier.clone(CheckPhotos, live_version=live.name if live else "")
+        limits = {name: getattr(self, name) for name in ("photos_fall_limit", "class_share_limit", "drift_limit")}
+        return self.classifier.clone(CheckDrift, live_version=live.name if live else "", **limits)
+
+    @property
+    def photos_check(self) -> CheckPhotos:
+        return self.drift_check.requires()[0]
 
     @property
     def live(self) -> Path | None:
@@ -219,7 +231,9 @@ class Export(QuietTask):
                 if noted and fallback.live and made_before(fallback.live, noted.since):
                     say_up_to_date(fallback)
                 return
-            yield self.photos_check
+            for check in (self.photos_check, self.drift_check):
+                yield check
+                checks.stop([checks.Outcome.of_json(one) for one in check.output().manifest()["checks"]], self.stop_on)
             yield self.report
             for task in (self.classifier, self.report):
                 task.mend()

@@ -43,6 +43,7 @@ class Origin:
         warnings: of the photos, a line each.
         live: the folder of the version that is live while the page is made, if there is one.
         since: what changed in the photos since that version, as ``changes.Changes.as_json`` has it, and the name of the ``version``.
+        checks: what the checks before the training came to, as ``checks.Outcome.as_json`` has it.
     """
 
     data: str
@@ -53,6 +54,7 @@ class Origin:
     warnings: list[str]
     live: Path | None
     since: dict[str, Any] | None = None
+    checks: Sequence[dict[str, Any]] = ()
 
 
 def of_training(folder: Path, *, packed: Path, training: Path, classifier: Path, photos: Path, origin: Origin) -> dict[str, Any]:
