@@ -19,7 +19,7 @@ from pipeline.errors import UserError
 
 LATEST = "latest"
 PINNED = "pinned"
-ADDED = ("drawn", "temperature", "evaluation", "verdict", "formats", "since")
+ADDED = ("drawn", "temperature", "evaluation", "verdict", "formats", "since", "checks")
 """What the manifest of a version has of its further parts."""
 
 Copies = Mapping[str, Path]

@@ -19,12 +19,23 @@ import luigi
 from luigi.cmdline_parser import CmdlineParser
 from luigi.util import inherits
 
-from pipeline import artifacts, backbones, changes, console, dataset, files, luigi_program, registry, settings, sources, tables
+from pipeline import artifacts, backbones, changes, checks, console, dataset, files, luigi_program, registry, settings, sources, tables
 from pipeline.artifacts import QuietTask
 from pipeline.console import shown
 from pipeline.errors import UserError
-from pipeline.settings import switch
-from pipeline.tasks import SKIPPED, CheckPhotos, ExportGraph, FetchImages, FolderOfPhotos, Gate, Report, absolute_model, fallback_of
+from pipeline.settings import choices, switch
+from pipeline.tasks import (
+    SKIPPED,
+    CheckDrift,
+    CheckPhotos,
+    ExportGraph,
+    FetchImages,
+    FolderOfPhotos,
+    Gate,
+    Report,
+    absolute_model,
+    fallback_of,
+)
 
 INTERRUPTED = 130  # as shells have it for Ctrl-C
 
@@ -48,18 +59,25 @@ class Outcome:
     verdict: dict[str, Any] | None
 
 
-@inherits(Gate)
+@inherits(Gate, CheckDrift)
 class Export(QuietTask):
     """From a folder of labelled photos to a published classifier. The only task that looks at the folder, once a run."""
 
     # Not parameters here: what the look at the folder finds, what the model is, what is started from and what is live; all are handed down.
     snapshot = None
+    live_version = None
     model_identity = None
     init_from_key = None
     live = None
     live_key = None
     fail_if_rejected = switch(default=False, significant=False, description="end with exit code 30 where the gate rejects the classifier")
     allow_fallback = switch(default=True, significant=False, description="use the profile's fallback where the photos cannot be fetched")
+    stop_on = choices(
+        checks.NAMES,
+        default=("photos",),
+        significant=False,
+        description="checks before the training that stop the run where they are not fine; the others warn",
+    )
 
     @classmethod
     def get_param_values(cls, params: Any, args: Any, kwargs: Any) -> Any:
@@ -186,16 +204,20 @@ class Export(QuietTask):
         return self.clone(
             Report,
             **self.found,
-            checked=str(self.photos_check.folder),
+            checked=str(self.drift_check.folder),
             live=str(live or ""),
             live_key=registry.key_of(live) if live else "",
         )
 
     @cached_property
-    def photos_check(self) -> CheckPhotos:
-        """The task that compares the photos with those of the version that was live when the run began."""
+    def drift_check(self) -> CheckDrift:
+        """The task that compares the vectors, and with its first requirement the photos, with the version live when the run began."""
         live = registry.live(self.exports)
-        return self.clone(CheckPhotos, **self.found, live_version=live.name if live else "")
+        return self.clone(CheckDrift, **self.found, live_version=live.name if live else "")
+
+    @property
+    def photos_check(self) -> CheckPhotos:
+        return self.drift_check.requires()[0]
 
     @property
     def outcome(self) -> Outcome | None:
@@ -270,7 +292,9 @@ class Export(QuietTask):
                 if noted and outcome and made_before(outcome, noted.since):
                     say_nothing_to_do(fallback, outcome)
                 return
-            yield self.photos_check
+            for check in (self.photos_check, self.drift_check):
+                yield check
+                checks.stop([checks.Outcome.of_json(one) for one in check.output().manifest()["checks"]], self.stop_on)
             version = yield from self._publish()
             self._is_done = True
         if version:

@@ -347,6 +347,28 @@ def choice(values: Sequence[str], **kwargs: Any) -> Checked:
     return Checked(str, lambda value: value in values, ", ".join(values[:-1]) + f" or {values[-1]}", **kwargs)
 
 
+class Choices(Checked):
+    """A parameter of several names, written with commas between them; ``none`` is none of them."""
+
+    def normalize(self, x: Any) -> Any:
+        return tuple(x) if isinstance(x, list) else x
+
+    def serialize(self, x: Any) -> str:
+        return ",".join(map(str, x)) or "none" if isinstance(x, tuple) else str(x)
+
+
+def choices(values: Sequence[str], *, default: tuple[str, ...], **kwargs: Any) -> Checked:
+    """A parameter that is any number of ``values``: ``photos,labels``; or ``none``."""
+
+    def convert(text: str) -> tuple[str, ...]:
+        return () if text == "none" else tuple(name.strip() for name in text.split(","))
+
+    def allows(value: Any) -> bool:
+        return isinstance(value, tuple) and all(name in values for name in value) and len(set(value)) == len(value)
+
+    return Choices(convert, allows, f"none, or any of {', '.join(values)} with commas between", default=default, **kwargs)
+
+
 def switch(**kwargs: Any) -> Checked:
     """A parameter that is ``true`` or ``false``."""
     return Checked(_to_bool, lambda value: isinstance(value, bool), "true or false", **kwargs)

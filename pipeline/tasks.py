@@ -1,8 +1,10 @@
 """The task graph. Each ``make`` is a few lines that call the library; nothing here imports TensorFlow at the top.
 
-FetchImages ─► IndexImages ─┬─► CheckPhotos
+FetchImages ─► IndexImages ─┬─► CheckPhotos    ┌─► CheckDrift
                             ├─► ComputeBottlenecks ─► TrainFinalLayer ─► ExportGraph ─► Gate ─► Report ─► Export
 DownloadModel ──────────────┘
+
+Export runs the checks before the training, and stops where it is told to.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import luigi
 from luigi.parameter import UnconsumedParameterWarning
 from luigi.util import requires
 
-from pipeline import artifacts, backbones, changes, console, dataset, files, images, luigi_program, settings, sources
+from pipeline import artifacts, backbones, changes, checks, console, dataset, files, images, luigi_program, settings, sources
 from pipeline.artifacts import Artifact, QuietTask
 from pipeline.console import shown
 from pipeline.dataset import Photo
@@ -137,25 +139,61 @@ class IndexImages(Artifact):
         )
 
 
+class _Check(Artifact):
+    """A comparison with the version that was live when the run began.
+
+    Nothing is made of it, so that no key of a training depends on what was live.
+    """
+
+    @property
+    def live_folder(self) -> Path:
+        return settings.paths(self.data).exports / self.data / self.live_version
+
+    def has_kept(self, name: str) -> bool:
+        """Whether there is a live version, with a whole file ``name`` in it."""
+        return bool(self.live_version) and not files.damage(self.live_folder, contents=True, names=[name])
+
+    def say(self, outcomes: Sequence[checks.Outcome]) -> None:
+        """Print what a check came to."""
+        for outcome in outcomes:
+            if outcome.check in ("unreadable", "duplicates"):
+                continue  # IndexImages has said it
+            if not outcome.fine:
+                console.warn(f"{self.data}: {outcome.sentence}")
+            else:
+                console.note(f"{self.data}: {outcome.sentence}")
+
+
 @requires(IndexImages)
-class CheckPhotos(Artifact):
-    """What changed in the photos since the live version. Nothing is made of it, so that no key of a training depends on what was live."""
+class CheckPhotos(_Check):
+    """What changed in the photos since the live version, and the checks that need no vectors."""
 
     VERSION = "1"
     priority = 10
 
     live_version = luigi.Parameter(default="", positional=False)
+    photos_fall_limit = number(
+        0, 100, default=50.0, description="the check photos: how many percent fewer photos than the live version had are too few"
+    )
+    class_share_limit = number(
+        0, 100, default=10.0, description="the check shares: by how many percentage points the share of a class may have changed"
+    )
 
     def make(self, work: Path) -> dict[str, Any]:
-        version = settings.paths(self.data).exports / self.data / self.live_version if self.live_version else None
-        return {"data": self.data, "since": self._since(version)}
-
-    def _since(self, version: Path | None) -> dict[str, Any] | None:
-        """What changed since a version; None where there is none, or it does not say what its photos were."""
-        if version is None or files.damage(version, contents=True, names=[changes.PHOTOS]):
-            return None
-        found = changes.between(changes.each_photo(version / changes.PHOTOS), dataset.each_photo(self.requires().folder / INDEX))
-        return {"version": version.name, **found.as_json()}
+        index, kept = self.requires().folder / INDEX, self.live_folder / changes.PHOTOS
+        since = before = None
+        if self.live_version and not self.has_kept(changes.PHOTOS):
+            console.note(f"{self.data}: the photos are not compared: {self.live_version} does not say what its own were")
+        elif self.live_version:
+            before = checks.Before.of(self.live_version, changes.each_photo(kept))
+            since = {
+                "version": self.live_version,
+                **changes.between(changes.each_photo(kept), dataset.each_photo(index)).as_json(),
+            }
+        limits = checks.Limits(self.photos_fall_limit, self.class_share_limit, self.unreadable_limit)
+        outcomes = checks.of_photos(dataset.each_photo(index), self.requires().output().manifest()["skipped"], before, limits)
+        self.say(outcomes)
+        return {"data": self.data, "since": since, "checks": [outcome.as_json() for outcome in outcomes]}
 
 
 class DownloadModel(Artifact):
@@ -281,6 +319,10 @@ class ComputeBottlenecks(Artifact):
             console.warn(f"the vectors of {len(filled.damaged)} {unit} were damaged on disk and made again: {named}")
         return filled
 
+    def statistics(self) -> checks.ClassStatistics:
+        """Of the vectors of each class."""
+        return checks.statistics(self.folder, next(iter(self.output().manifest()["vectors"])))
+
     def extraction(self) -> bottlenecks.Extraction:
         """How photos become vectors, from the parameters."""
         from pipeline import bottlenecks
@@ -288,6 +330,32 @@ class ComputeBottlenecks(Artifact):
         distortions = images.Distortions(**{field.name: getattr(self, field.name) for field in dataclasses.fields(images.Distortions)})
         views = self.distorted_views if distortions != images.NO_DISTORTIONS else 0
         return bottlenecks.Extraction(self.precision, self.average_views, views, distortions, self.seed)
+
+
+@requires(CheckPhotos, ComputeBottlenecks)
+class CheckDrift(_Check):
+    """How far the vectors of each class have moved since the live version. Its manifest says what CheckPhotos found, too."""
+
+    VERSION = "1"
+
+    drift_limit = number(
+        0,
+        1e6,
+        default=0.2,
+        description="the check drift: how far the vectors of a class may have moved; 1 is as far as its photos lie apart",
+    )
+
+    def make(self, work: Path) -> dict[str, Any]:
+        photos, packed = self.requires()
+        found = photos.output().manifest()
+        outcomes = []
+        if self.live_version and not self.has_kept(checks.STATISTICS):
+            console.note(f"{self.data}: the vectors are not compared: {self.live_version} has no statistics of its own")
+        elif self.live_version:
+            theirs = checks.ClassStatistics.read(self.live_folder / checks.STATISTICS)
+            outcomes = [checks.of_vectors(packed.statistics(), theirs, self.live_version, self.drift_limit)]
+        self.say(outcomes)
+        return {"data": self.data, "since": found["since"], "checks": [*found["checks"], *(outcome.as_json() for outcome in outcomes)]}
 
 
 @requires(ComputeBottlenecks, DownloadModel)
@@ -487,7 +555,9 @@ class Report(Artifact):
 
         index, _, packed, training, classifier, judged = self.requires()
         changes.write_photos(work / changes.PHOTOS, dataset.each_photo(index.folder / INDEX))
-        checks = (files.read_manifest(Path(self.checked)) if self.checked else None) or {}
+        packed.statistics().write(work / checks.STATISTICS)
+        checked = (files.read_manifest(Path(self.checked)) if self.checked else None) or {}
+        found = {"since": checked.get("since"), "checks": checked.get("checks", [])}
         made = report.of_training(
             work,
             packed=packed.folder,
@@ -503,10 +573,10 @@ class Report(Artifact):
                 warnings=packed.output().manifest()["warnings"],
                 live=Path(self.live) if self.live else None,
                 verdict=judged.output().manifest()["verdict"],
-                since=checks.get("since"),
+                **found,
             ),
         )
-        return {**made, "since": checks.get("since")}
+        return {**made, **found}
 
     @property
     def settings(self) -> list[tuple[str, str, bool]]:

@@ -44,6 +44,7 @@ class Origin:
         live: the folder of the version that is live while the page is made, if there is one.
         verdict: of the gate.
         since: what changed in the photos since that version, as ``changes.Changes.as_json`` has it, and the name of the ``version``.
+        checks: what the checks before the training came to, as ``checks.Outcome.as_json`` has it.
     """
 
     data: str
@@ -55,6 +56,7 @@ class Origin:
     live: Path | None
     verdict: dict[str, Any]
     since: dict[str, Any] | None = None
+    checks: Sequence[dict[str, Any]] = ()
 
 
 def of_training(folder: Path, *, packed: Path, training: Path, classifier: Path, photos: Path, origin: Origin) -> dict[str, Any]:

@@ -80,6 +80,7 @@ def write_training(
         "live": _live(origin.live, figures),
         "verdict": origin.verdict,
         "since": _since(origin.since),
+        "checks": [{**one, "classes": list(one["classes"].items())[:ROWS_SHOWN]} for one in origin.checks],
         "curves": _curves(training, tried[0]["number"]),
         "sweep": tried[:ROWS_SHOWN],
         "sweep_count": len(tried),
@@ -106,6 +107,7 @@ def write_photos(folder: Path, findings: Findings, name: str, classifier: dict[s
         "live": None,
         "verdict": None,
         "since": None,
+        "checks": [],
         "subtitle": f"Evaluation of {name} on the photos of {readable(str(findings.photos_folder))} · {_today()}",
         "warnings": [],
         "command": "",
@@ -136,6 +138,7 @@ def _sections(content: dict[str, Any]) -> list[tuple[str, str]]:
     named = {
         "live": ("Live model", content["is_training"]),
         "since": ("Since the last version", content["since"]),
+        "checks": ("Checks", content["checks"]),
         "classes": ("Classes", True),
         "confusion": ("Confusion", True),
         "mistakes": ("Mistakes", True),

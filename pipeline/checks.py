@@ -1,0 +1,257 @@
+"""Checks of the photos and their vectors before anything is trained, most of them against the version that is live.
+
+outcomes = of_photos(photos, skipped, before, limits)      how many, labels, shares, duplicates, unreadable files
+outcomes += [of_vectors(ours, theirs, drift_limit)]        how far the vectors of each class have moved
+stop(outcomes, {"photos"})                                 raises where one that is to stop the run is not fine
+
+Whether an outcome is a warning or a stop is decided by whoever runs it, each time anew.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import files
+from pipeline.dataset import Photo, each_photo, readable, shortened
+from pipeline.errors import UserError
+from pipeline.packed import INDEX, Packed
+
+NAMES = ("photos", "labels", "shares", "drift", "duplicates")
+"""The checks that can be a warning or a stop. Unreadable files stop a run above their limit before anything else is looked at."""
+
+STATISTICS = "class_statistics.npz"
+"""In a version: count, mean and variance of the vectors of each class, which the next run compares with."""
+
+ROWS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one check came to.
+
+    Attributes:
+        check: its name.
+        fine: whether it found nothing to stop at.
+        sentence: the value, the limit, and where it is not fine the next step.
+        classes: figures by class, the largest first, where the check has some.
+    """
+
+    check: str
+    fine: bool
+    sentence: str
+    classes: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def of_json(cls, value: Mapping[str, Any]) -> Outcome:
+        return cls(**value)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Above what a check of the photos is not fine.
+
+    Attributes:
+        photos_fall: how many percent fewer there are.
+        class_share: by how many percentage points the share of a class has changed.
+        unreadable: files that cannot be used, in percent; above it the index has stopped already.
+    """
+
+    photos_fall: float
+    class_share: float
+    unreadable: float
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a version was made of: its name, and its photos by class."""
+
+    version: str
+    classes: Mapping[str, int]
+
+    @classmethod
+    def of(cls, version: str, photos: Iterable[Photo]) -> Before:
+        return cls(version, collections.Counter(photo.label for photo in photos))
+
+
+def of_photos(photos: Iterable[Photo], skipped: int, before: Before | None, limits: Limits) -> list[Outcome]:
+    """The checks that need no vectors.
+
+    Args:
+        photos: those that can be used.
+        skipped: how many files cannot.
+        before: what they are compared with, if there is something.
+    """
+    classes: collections.Counter[str] = collections.Counter()
+    label_of: dict[str, str] = {}
+    torn: dict[str, None] = {}
+    for photo in photos:
+        classes[photo.label] += 1
+        if label_of.setdefault(photo.sha256, photo.label) != photo.label:
+            torn[photo.sha256] = None
+    outcomes = [_unreadable(skipped, classes.total(), limits.unreadable), _duplicates(len(torn))]
+    if before:
+        fall, shares = _fall(classes, before, limits.photos_fall), _shares(classes, before, limits.class_share)
+        outcomes = [fall, _labels(classes, before), shares, *outcomes]
+    return outcomes
+
+
+def _fall(classes: collections.Counter[str], before: Before, limit: float) -> Outcome:
+    now, then = classes.total(), sum(before.classes.values())
+    fall = 100 * (then - now) / max(then, 1)
+    change = f"{abs(fall):.1f} % {'fewer' if fall > 0 else 'more'}" if now != then else "as many"
+    sentence = f"{now:,} photos, {change} than" if now != then else f"{now:,} photos, as many as"
+    sentence = f"{sentence} the {then:,} of {before.version} (limit: {limit:g} % fewer)"
+    step = "; look for what is missing, or raise photos_fall_limit if they are meant to be gone"
+    return Outcome("photos", fall <= limit, sentence + (step if fall > limit else ""))
+
+
+def _labels(classes: Mapping[str, int], before: Before) -> Outcome:
+    lost, new = (sorted(map(readable, one)) for one in (set(before.classes) - set(classes), set(classes) - set(before.classes)))
+    if not lost and not new:
+        return Outcome("labels", True, f"the {len(classes)} labels of {before.version}")
+    parts = [f"{len(labels)} {what} ({shortened(labels)})" for what, labels in (("lost", lost), ("new", new)) if labels]
+    step = "whoever uses the classifier has to know of it; if it is not meant, put the folders or the table right"
+    return Outcome("labels", False, f"labels against {before.version}: {', '.join(parts)} (limit: none); {step}")
+
+
+def _shares(classes: collections.Counter[str], before: Before, limit: float) -> Outcome:
+    now, then = max(classes.total(), 1), max(sum(before.classes.values()), 1)
+    pairs = {label: (before.classes.get(label, 0) / then, classes[label] / now) for label in {*classes, *before.classes}}
+    points = {label: 100 * abs(new - old) for label, (old, new) in pairs.items()}
+    worst = max(sorted(points), key=points.__getitem__)
+    old, new = pairs[worst]
+    sentence = (
+        f"share of a class against {before.version}: at most {points[worst]:.1f} points "
+        f"({readable(worst)}, {100 * old:.1f} to {100 * new:.1f} %; limit {limit:g})"
+    )
+    fine = points[worst] <= limit
+    step = "" if fine else "; look whether a batch of photos went into the wrong class, or raise class_share_limit"
+    return Outcome("shares", fine, sentence + step, _largest_first(points))
+
+
+def _duplicates(count: int) -> Outcome:
+    if not count:
+        return Outcome("duplicates", True, "no photo has two labels")
+    step = "keep each under the label that is right; IndexImages names the first of them"
+    return Outcome("duplicates", False, f"photos under more than one label: {count:,} (limit: none); {step}")
+
+
+def _unreadable(skipped: int, good: int, limit: float) -> Outcome:
+    share = 100 * skipped / max(skipped + good, 1)
+    return Outcome("unreadable", True, f"{skipped:,} of {skipped + good:,} files cannot be used, {share:.1f} % (limit {limit:g} %)")
+
+
+def _largest_first(figures: Mapping[str, float]) -> dict[str, float]:
+    return {readable(label): round(figures[label], 4) for label in sorted(figures, key=lambda label: (-figures[label], label))}
+
+
+def stop(outcomes: Sequence[Outcome], stopping: Collection[str]) -> None:
+    """Raise UserError where a check that is in ``stopping`` is not fine."""
+    bad = [outcome for outcome in outcomes if not outcome.fine and outcome.check in stopping]
+    if bad:
+        others = "without it" if len(bad) == 1 else "without them"
+        names = ",".join(outcome.check for outcome in bad)
+        raise UserError(
+            f"nothing is trained: {'; and '.join(outcome.sentence for outcome in bad)} (stop_on has {names}; {others} it is a warning)"
+        )
+
+
+# --- Vectors ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ClassStatistics:
+    """Of the vectors of each class.
+
+    Attributes:
+        vectors: names what computed them; those of different networks cannot be compared.
+        labels: sorted.
+        count: int64 [classes].
+        mean, variance: float32 [classes, width].
+    """
+
+    vectors: str
+    labels: list[str]
+    count: np.ndarray
+    mean: np.ndarray
+    variance: np.ndarray
+
+    def write(self, path: Path) -> None:
+        with files.open_atomic(path, "wb") as file:
+            np.savez(
+                file,
+                vectors=np.array(self.vectors),
+                labels=np.array(self.labels),
+                count=self.count,
+                mean=self.mean,
+                variance=self.variance,
+            )
+
+    @classmethod
+    def read(cls, path: Path) -> ClassStatistics:
+        with np.load(path, allow_pickle=False) as kept:
+            return cls(str(kept["vectors"]), kept["labels"].tolist(), kept["count"], kept["mean"], kept["variance"])
+
+
+def statistics(packed: Path, vectors: str) -> ClassStatistics:
+    """The statistics of the packed bottlenecks of all photos, distorted views left out, in one pass over the file.
+
+    What is held is classes × width, however many photos there are.
+    """
+    matrix = Packed(packed)
+    rows = [(row, photo.label) for row, photo in enumerate(each_photo(packed / INDEX)) if not photo.view]
+    labels = sorted({label for _, label in rows})
+    number_of = {label: number for number, label in enumerate(labels)}
+    places, truth = np.array([row for row, _ in rows]), np.array([number_of[label] for _, label in rows])
+    count = np.bincount(truth, minlength=len(labels))
+    sums, squares = (np.zeros((len(labels), matrix.shape[1])) for _ in range(2))
+    for first in range(0, len(rows), ROWS_AT_ONCE):
+        chunk = truth[first : first + ROWS_AT_ONCE]
+        order = np.argsort(chunk, kind="stable")
+        classes, starts = np.unique(chunk[order], return_index=True)
+        values = matrix[places[first : first + ROWS_AT_ONCE][order]].astype(np.float64)
+        sums[classes] += np.add.reduceat(values, starts)
+        squares[classes] += np.add.reduceat(values**2, starts)
+    mean = sums / count[:, None]
+    variance = np.maximum(squares / count[:, None] - mean**2, 0)
+    return ClassStatistics(vectors, labels, count, mean.astype(np.float32), variance.astype(np.float32))
+
+
+def drift(ours: ClassStatistics, theirs: ClassStatistics) -> dict[str, float]:
+    """How far the mean vector of each class has moved, by label: 0 is not at all, 1 is as far as photos of one class lie apart.
+
+    It is the distance of the two means over the root of the variance within the classes (as Cohen's d, over all features at
+    once), less what the means of two samples of so many photos differ by where nothing changed.
+    """
+    within = float((theirs.count[:, None] * theirs.variance).sum() / theirs.count.sum()) or np.finfo(np.float32).tiny
+    figures = {}
+    for label in sorted(set(ours.labels) & set(theirs.labels)):
+        i, j = ours.labels.index(label), theirs.labels.index(label)
+        moved = np.square(ours.mean[i] - theirs.mean[j], dtype=np.float64).sum()
+        by_chance = float(ours.variance[i].sum() / ours.count[i] + theirs.variance[j].sum() / theirs.count[j])
+        figures[label] = float(np.sqrt(max(moved - by_chance, 0) / within))
+    return figures
+
+
+def of_vectors(ours: ClassStatistics, theirs: ClassStatistics, version: str, limit: float) -> Outcome:
+    """Whether the vectors of a class have moved further than the limit since a version."""
+    if ours.vectors != theirs.vectors:
+        return Outcome("drift", True, f"drift is not compared: the vectors of {version} are another network's")
+    figures = drift(ours, theirs)
+    if not figures:
+        return Outcome("drift", True, f"drift is not compared: no class is one of {version}")
+    worst = max(sorted(figures), key=figures.__getitem__)
+    fine = figures[worst] <= limit
+    step = "" if fine else "; look at what came to that class and what left it, or raise drift_limit"
+    sentence = f"drift of the vectors of a class against {version}: at most {figures[worst]:.2f} ({readable(worst)}; limit {limit:g})"
+    return Outcome("drift", fine, sentence + step, _largest_first(figures))

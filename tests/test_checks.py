@@ -1,0 +1,159 @@
+"""What is looked at before anything is trained, and what stops a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Project
+
+from pipeline import checks, dataset, files
+from pipeline.checks import Before, Limits
+from pipeline.dataset import Photo
+from pipeline.errors import UserError
+from pipeline.packed import INDEX, PACKED
+
+LIMITS = Limits(photos_fall=50, class_share=10, unreadable=20)
+
+
+def photos(**classes: int) -> list[Photo]:
+    return [Photo(f"{label}/{number}", label, f"{label}{number}") for label, count in classes.items() for number in range(count)]
+
+
+def found(now: list[Photo], before: list[Photo], skipped: int = 0) -> dict[str, checks.Outcome]:
+    return {one.check: one for one in checks.of_photos(now, skipped, Before.of("0007-ab", before), LIMITS)}
+
+
+def test_what_is_fine_says_value_and_limit() -> None:
+    outcomes = found(photos(a=55, b=50), photos(a=50, b=50), skipped=5)
+    assert all(one.fine for one in outcomes.values())
+    assert [one.sentence for one in outcomes.values()] == [
+        "105 photos, 5.0 % more than the 100 of 0007-ab (limit: 50 % fewer)",
+        "the 2 labels of 0007-ab",
+        "share of a class against 0007-ab: at most 2.4 points (a, 50.0 to 52.4 %; limit 10)",
+        "5 of 110 files cannot be used, 4.5 % (limit 20 %)",
+        "no photo has two labels",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("check", "now", "words"),
+    [
+        ("photos", photos(a=24, b=25), "49 photos, 51.0 % fewer than the 100 of 0007-ab (limit: 50 % fewer); look for what is missing"),
+        ("labels", photos(a=50, c=50), "labels against 0007-ab: 1 lost (b), 1 new (c)"),
+        ("shares", photos(a=80, b=50), "at most 11.5 points (a, 50.0 to 61.5 %; limit 10); look whether a batch"),
+        (
+            "duplicates",
+            [*photos(a=50, b=50), Photo("b/again", "b", "a7"), Photo("b/twice", "b", "a7")],
+            "photos under more than one label: 1 (limit: none); keep each",
+        ),
+    ],
+)
+def test_what_is_not_fine_says_the_next_step(check: str, now: list[Photo], words: str) -> None:
+    outcome = found(now, photos(a=50, b=50))[check]
+    assert not outcome.fine
+    assert words in outcome.sentence
+
+
+def test_without_a_live_version_only_the_photos_themselves_are_checked() -> None:
+    assert [one.check for one in checks.of_photos(photos(a=5), 0, None, LIMITS)] == ["unreadable", "duplicates"]
+
+
+def test_only_what_is_to_stop_a_run_does() -> None:
+    outcomes = list(found(photos(a=10, c=10), photos(a=50, b=50)).values())
+    checks.stop(outcomes, ["drift", "duplicates"])
+    with pytest.raises(UserError, match=r"^nothing is trained: 20 photos, .* \(stop_on has photos; without it it is a warning\)$"):
+        checks.stop(outcomes, ["photos", "drift"])
+    with pytest.raises(UserError, match="; and labels against .* .stop_on has photos,labels,shares"):
+        checks.stop(outcomes, checks.NAMES)
+
+
+# --- Vectors ------------------------------------------------------------------------------------------------------------
+
+
+def packed(folder: Path, vectors: np.ndarray, labels: list[str], views: int = 0) -> checks.ClassStatistics:
+    """Statistics of vectors; the last ``views`` are distorted views."""
+    folder.mkdir(parents=True)
+    rows = [Photo(f"{n}", label, f"{n}", view=int(n >= len(labels) - views)) for n, label in enumerate(labels)]
+    dataset.write_photos(folder / INDEX, rows)
+    np.save(folder / PACKED, vectors.astype("<f4"))
+    return checks.statistics(folder, "net")
+
+
+def test_statistics_are_those_of_each_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "ROWS_AT_ONCE", 7)
+    rng = np.random.default_rng(0)
+    vectors, labels = rng.normal(3, 1, (50, 4)), [str(label) for label in rng.choice(["b", "a", "花"], 50)]
+    mine = packed(tmp_path / "packed", np.concatenate([vectors, 1000 + vectors]), labels * 2, views=50)
+    assert mine.labels == ["a", "b", "花"]
+    for number, label in enumerate(mine.labels):
+        of_label = vectors[[one == label for one in labels]]
+        assert mine.count[number] == len(of_label)
+        np.testing.assert_allclose(mine.mean[number], of_label.mean(axis=0), rtol=1e-5)
+        np.testing.assert_allclose(mine.variance[number], of_label.var(axis=0), rtol=1e-4)
+    mine.write(tmp_path / "kept.npz")
+    again = checks.ClassStatistics.read(tmp_path / "kept.npz")
+    assert (again.vectors, again.labels) == (mine.vectors, mine.labels)
+    np.testing.assert_array_equal(again.mean, mine.mean)
+
+
+def test_drift_is_small_for_two_samples_and_large_for_another_class(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    apart = np.repeat([[0.0], [1.0]], 200, axis=0) * rng.normal(0, 1, 64)
+    labels = ["a"] * 200 + ["b"] * 200
+    one, other = (packed(tmp_path / name, apart + rng.normal(0, 1, (400, 64)), labels) for name in ("one", "other"))
+    assert checks.of_vectors(other, one, "0007-ab", 0.1).fine
+    swapped = packed(tmp_path / "swapped", apart + rng.normal(0, 1, (400, 64)), labels[::-1])
+    outcome = checks.of_vectors(swapped, one, "0007-ab", 0.1)
+    assert not outcome.fine and "; look at what came to that class" in outcome.sentence
+    assert min(outcome.classes.values()) > 0.8
+    a_half = packed(tmp_path / "half", apart[::-1] * 0.5 + rng.normal(0, 1, (400, 64)), labels[::-1])
+    assert 0.3 < checks.drift(a_half, one)["b"] < checks.drift(swapped, one)["b"]
+
+
+def test_vectors_of_another_network_are_not_compared(tmp_path: Path) -> None:
+    one = packed(tmp_path / "one", np.eye(4), list("aabb"))
+    other = checks.ClassStatistics("other", one.labels, one.count, one.mean, one.variance)
+    assert checks.of_vectors(one, other, "0007-ab", 0.1).sentence == ("drift is not compared: the vectors of 0007-ab are another network's")
+
+
+# --- Through the task graph -----------------------------------------------------------------------------------------------
+
+
+def test_a_fall_in_the_photos_stops_before_the_training_until_it_is_allowed(copy_of_finished: Project) -> None:
+    project, live = copy_of_finished, copy_of_finished.live("colours")
+    for number in range(4, 10):
+        for label in ("blue", "green", "red"):
+            (project.root / f"data/colours/{label}/{number:03d}.png").unlink()
+    for _ in range(2):  # a rerun is stopped again
+        done = project.export("--data", "colours", "--how-many-training-steps", "300")
+        assert done.returncode == 30
+        (error,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+        assert f"12 photos, 60.0 % fewer than the 30 of {live.name} (limit: 50 % fewer); look for what is missing" in error
+    assert project.live("colours") == live
+    assert len(project.runs("ComputeBottlenecks")) == len(project.runs("TrainFinalLayer")) == 1
+    done = project.export("--data", "colours", "--how-many-training-steps", "300", "--stop-on", "none")
+    assert done.returncode == 0, done.stderr
+    version = project.live("colours")
+    outcomes = {one["check"]: one for one in files.read_json(version / files.MANIFEST)["checks"]}
+    assert list(outcomes) == ["photos", "labels", "shares", "unreadable", "duplicates", "drift"]
+    assert [name for name, one in outcomes.items() if not one["fine"]] == ["photos"]
+    page = (version / "report.html").read_text(encoding="utf-8")
+    assert all(str(one["sentence"]) in page for one in outcomes.values())
+
+
+def test_labels_that_were_swapped_stop_a_run_that_is_told_to(copy_of_finished: Project) -> None:
+    data = copy_of_finished.root / "data/colours"
+    (data / "red").rename(data / "x")
+    (data / "blue").rename(data / "red")
+    (data / "x").rename(data / "blue")
+    done = copy_of_finished.export("--data", "colours", "--how-many-training-steps", "300", "--stop-on", "labels,drift")
+    assert done.returncode == 30
+    assert "error: nothing is trained: drift of the vectors of a class" in done.stderr
+    assert len(copy_of_finished.runs("TrainFinalLayer")) == 1
+    refused = copy_of_finished.export("--data", "colours", "--stop-on", "photo")
+    assert refused.returncode == 30
+    assert (
+        "error: stop_on = photo: none, or any of photos, labels, shares, drift, duplicates with commas between is allowed" in refused.stderr
+    )
