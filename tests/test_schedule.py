@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import json
+import re
 import resource
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from conftest import BIN, REPOSITORY, Project, make_photos
 
 from pipeline import nights
+from pipeline.__main__ import main
 
 SETTINGS = "[Export]\nhow_many_training_steps = 300\n"
 
@@ -163,3 +165,18 @@ def test_an_outcome_is_told_once(tmp_path: Path) -> None:
     assert nights.read(told[1]) is None
     assert nights.is_told(outcome, told)
     assert not nights.is_told(nights.Outcome(nights.PUBLISHED, id="live aa"), told)
+
+
+def test_the_page_on_operations_names_nothing_that_is_not_there() -> None:
+    page = REPOSITORY / "docs/operations.md"
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert (page.parent / path).exists(), path
+    for target in re.findall(r"(?:^|`|&& )make (\w+)", text, re.MULTILINE):
+        assert re.search(rf"^{target}:", (REPOSITORY / "Makefile").read_text(), re.MULTILINE), target
+    verbs = re.findall(r"python -m pipeline (\w+) (\w+)", text)
+    assert ("exports", "prune") in verbs
+    for verb in verbs:
+        with pytest.raises(SystemExit) as left:
+            main([*verb, "--help"])
+        assert left.value.code == 0, verb
