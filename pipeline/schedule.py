@@ -257,7 +257,9 @@ class _Run:
             return None
         outcome = Outcome(nights.FAILED, reasons=list(dict.fromkeys(reasons)) or ["the log of the run says why"])
         record = Record(night.data, str(night.date), outcome, by=this_luigi())
-        with contextlib.suppress(OSError):  # a full disk is said in the line
+        # A full disk is said in the line; and what cannot name a data set names no folder.
+        with contextlib.suppress(OSError, UserError):
+            settings.check_name(night.data)
             nights.write(night.path, record)
         return record
 

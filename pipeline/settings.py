@@ -238,10 +238,15 @@ def profiles() -> list[str]:
     return sorted(file.stem for file in (project() / PROFILES).glob("*.cfg") if file.stem not in FOR_LUIGI)
 
 
-def profile(data: str) -> Profile:
-    """The profile of a data set. Raises UserError for a name that cannot be one, or an unknown section or key."""
+def check_name(data: str) -> None:
+    """Raise UserError for what cannot name a data set."""
     if not re.fullmatch(DATA_NAME, data):
         raise UserError(f"data = {data!r} cannot name a data set, {DATA_NAME_IN_WORDS} can; for a folder elsewhere use --images PATH")
+
+
+def profile(data: str) -> Profile:
+    """The profile of a data set. Raises UserError for a name that cannot be one, or an unknown section or key."""
+    check_name(data)
     file = project() / PROFILES / f"{data}.cfg"
     if not file.is_file():
         return Profile(None, {}, ImageSource(), {})

@@ -21,7 +21,7 @@ from selenium.webdriver.common.by import By
 from test_report import Browser
 
 WEBHOOK = "http://127.0.0.1:1/T0pS3cret"
-WAIT = 120
+WAIT = 300
 
 
 def one_core() -> None:
@@ -99,6 +99,14 @@ def wait_for(condition: Callable[[], Any]) -> Any:
     return found
 
 
+def signal_children(pid: int, what: signal.Signals) -> None:
+    """To the processes of a worker's tasks, while the worker itself lives on."""
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    for child, parent in (map(int, line.split()) for line in listed.splitlines()):
+        if parent == pid:
+            os.kill(child, what)
+
+
 @pytest.fixture
 def scheduler(project: Project) -> Iterator[Scheduler]:
     started = Scheduler(project)
@@ -120,26 +128,31 @@ def test_workers_share_the_work_show_it_and_take_over_from_one_that_is_killed(sc
         project.profile(name, "[Export]\nhow_many_training_steps = 300\n")
     workers = {process.pid: process for process in (scheduler.worker("RetrainAll"), scheduler.worker("RetrainAll"))}
 
-    def both_at_it() -> list[dict[str, Any]]:
-        """Both compute vectors, each those of one data set, and say how far they are."""
-        running = [task for task in scheduler.tasks("RUNNING").values() if task["name"] == "ComputeBottlenecks" and task["status_message"]]
-        return running if len(running) == 2 else []
+    def at_work() -> dict[int, str]:
+        """The workers that compute vectors, and say how far they are, with the data set; held there, so that the page can be looked at."""
+        found = {}
+        for task in scheduler.tasks("RUNNING").values():
+            if task["name"] == "ComputeBottlenecks" and task["progress_percentage"]:
+                worker = int(re.search(r"pid=(\d+)", task["worker_running"])[1])  # type: ignore[index]
+                signal_children(worker, signal.SIGSTOP)
+                found[worker] = task["params"]["data"]
+        return found if len(found) == 2 else {}
 
-    running = wait_for(both_at_it)
-    assert {task["params"]["data"] for task in running} == {"one", "two"}
-    at_it = {int(re.search(r"pid=(\d+)", task["worker_running"])[1]): task["params"]["data"] for task in running}  # type: ignore[index]
+    at_it = wait_for(at_work)
     assert at_it.keys() == workers.keys()
+    assert set(at_it.values()) == {"one", "two"}
 
     address = f"http://127.0.0.1:{scheduler.port}/static/visualiser/index.html"
     browser.driver.get(f"{address}#tab=workers")
     bars = wait_for(lambda: [bar.text for bar in browser.driver.find_elements(By.CSS_SELECTOR, ".taskProgressBar") if bar.text])
     assert all(re.fullmatch(r"\d+%", text) for text in bars)
-    button = wait_for(lambda: browser.driver.find_elements(By.CSS_SELECTOR, "button.statusMessage"))[0]
+    button = browser.driver.find_elements(By.CSS_SELECTOR, "button.statusMessage")[0]
     browser.driver.execute_script("arguments[0].click()", button)
     wait_for(lambda: re.search(r"\d+ of 180 photos", browser.driver.find_element(By.ID, "statusMessageModal").text))
 
-    killed = min(workers)
-    os.kill(killed, signal.SIGKILL)
+    killed, other = sorted(workers)
+    os.killpg(killed, signal.SIGKILL)
+    signal_children(other, signal.SIGCONT)
     (survivor,) = (process for pid, process in workers.items() if pid != killed)
     output, _ = survivor.communicate(timeout=WAIT)
     assert survivor.returncode == 0, output

@@ -117,6 +117,10 @@ def test_without_any_photos_all_is_said_to_be_missing(project: Project) -> None:
     done = luigi(project, "RetrainAll")
     assert done.returncode == 30
     assert "error: no profile in configs/ has photos; " in done.stderr
+    bad_name = luigi(project, "Retrain", "--data", "../x")
+    assert bad_name.returncode == 30
+    assert "error: ../x: failed: data = '../x' cannot name a data set" in bad_name.stderr
+    assert not list(project.root.rglob("*.json"))
 
 
 def test_range_daily_makes_up_for_the_nights_that_are_missing(colours: Project) -> None:
