@@ -38,12 +38,14 @@ from pipeline.console import say
 
 DATA = "flowers"
 KINDS = sorted(sample.KINDS)
-FIRST_PER_KIND, ADDED, UNSEEN_PER_KIND = 30, 6, 8
+
+# Test photos enough for the gate, whose limits are the default ones, to tell a bad batch from chance.
+FIRST_PER_KIND, ADDED, UNSEEN_PER_KIND = 60, 6, 8
 FIRST_NIGHT = date(2026, 1, 1)
 PROFILE = """[Export]
 how_many_training_steps = 300
 eval_step_interval = 20
-testing_percentage = 20
+testing_percentage = 30
 weight_decay = 0.003
 """
 LEAST_ACCURACY = 0.8
@@ -72,7 +74,8 @@ class Site:
         played: nights so far.
         contents: SHA-256 of all photos that there ever were.
         computed: vectors that were computed, by the key of the run.
-        undo: puts wrongly labelled photos back; None while there are none.
+        undo: puts a batch of wrongly labelled photos back; None while there is none.
+        astray: a single photo with a wrong label, if there is one; and what ``kind_of`` flower it is.
     """
 
     root: Path
@@ -82,6 +85,8 @@ class Site:
     contents: set[str] = field(default_factory=set)
     computed: dict[str, int] = field(default_factory=dict)
     undo: Callable[[], None] | None = None
+    astray: Path | None = None
+    kind_of: dict[str, str] = field(default_factory=dict)
 
     # --- What happens to photos -----------------------------------------------------------------------------------
 
@@ -200,31 +205,58 @@ def corrupted(site: Site, when: date) -> nights.Record:
 
 
 def relabelled(site: Site, when: date) -> nights.Record:
-    """Out of the data set and back in, as a person mends a label: the pictures are what they were, under another name."""
-    path = site.some(1)[0]
-    moved_to = path.with_name(f"relabelled-{site.played}.jpg")
+    """A photo gets a wrong label, and the next time its own one back: its vector is not computed again."""
+    astray = site.astray if site.astray and site.astray.exists() else None
+    path = astray or site.some(1)[0]
+    kind = site.kind_of[path.name] if astray else site.rng.choice([kind for kind in KINDS if kind != path.parent.name])
+    moved_to = path.parent.parent / kind / path.name
+    site.kind_of.setdefault(path.name, path.parent.name)
     path.rename(moved_to)
-    site.add(2)
+    site.astray = None if astray else moved_to
     return site.retrain(when)
 
 
 def bad_labels(site: Site, when: date) -> nights.Record:
-    """Two classes take each other's place. It must not ship. The next night they are put back."""
+    """A batch with wrong labels: many new photos of one kind in the folder of another, or half of each in the other's.
+
+    It must not ship. The next night it is put right.
+    """
     before = registry.live(site.exports)
-    one, other = (site.root / "data" / DATA / kind for kind in site.rng.sample(KINDS, 2))
-
-    def swap() -> None:
-        between = one.with_name(".between")
-        one.rename(between)
-        other.rename(one)
-        between.rename(other)
-
-    swap()
-    site.undo = swap
+    site.undo = (_newcomers if site.rng.random() < 0.5 else _mixed)(site, *site.rng.sample(KINDS, 2))
     record = site.retrain(when)
     if record.outcome.status != nights.REJECTED or registry.live(site.exports) != before:
         raise Broken(f"a batch with wrong labels was shipped: {record.sentence}")
     return record
+
+
+def _newcomers(site: Site, kind: str, other: str) -> Callable[[], None]:
+    folder = site.root / "data" / DATA
+    wrong = [folder / other / f"wrong-{site.drawn + number}.jpg" for number in range(2 * len(list((folder / kind).iterdir())))]
+    for path in wrong:
+        sample.draw_picture(kind, site.drawn, 2).save(path, quality=88)
+        site.drawn += 1
+
+    def undo() -> None:
+        for path in wrong:
+            path.unlink()
+
+    return undo
+
+
+def _mixed(site: Site, kind: str, other: str) -> Callable[[], None]:
+    folder = site.root / "data" / DATA
+    moves = []
+    for one, two in ((kind, other), (other, kind)):
+        photos = sorted((folder / one).iterdir())
+        moves += [(path, folder / two / f"wrong-{path.name}") for path in site.rng.sample(photos, len(photos) // 2)]
+    for path, moved_to in moves:
+        path.rename(moved_to)
+
+    def undo() -> None:
+        for path, moved_to in moves:
+            moved_to.rename(path)
+
+    return undo
 
 
 def mended(site: Site, when: date) -> nights.Record:
