@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import files
+from pipeline import changes, files
 from pipeline.runs import percent
 
 PUBLISHED = "published"
@@ -27,7 +27,6 @@ FIGURES = ("photos", "classes", "skipped", "test_accuracy", "test_interval", "te
 """What a record has of a version's manifest."""
 
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
-_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -84,8 +83,8 @@ class Record:
         said = {
             PUBLISHED: f"published {of_version}",
             NOTHING: f"nothing to do, live is {of_version}" if outcome.version else NOTHING,
-            REJECTED: f"rejected, {of_version} stays live" if outcome.version else "rejected",
-            NOT_LIVE: f"not live: {of_version}",
+            REJECTED: f"rejected, {outcome.version or 'nothing'} stays live",
+            NOT_LIVE: f"nothing was published, these photos gave {of_version}, which is not live any more",
             FAILED: "failed",
         }[outcome.status]
         details = "; ".join([*outcome.reasons, *outcome.changed])
@@ -97,29 +96,17 @@ def figures(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {name: manifest[name] for name in FIGURES if name in manifest}
 
 
-def changes(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> list[str]:
-    """What is new in a version, by its manifest and that of the version that was live before."""
+def what_changed(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> list[str]:
+    """What is new in a classifier, by its manifest and that of the version that was live before."""
     if before is None:
         return ["the first version"]
-    found = []
-    if (more := after["photos"] - before["photos"]) != 0:
-        found.append(f"{abs(more)} photos {'more' if more > 0 else 'fewer'} ({before['photos']} before)")
-    elif after.get("snapshot") != before.get("snapshot"):
-        found.append("other photos or labels, as many as before")
-    for what, labels in (
-        ("new classes", [label for label in after["labels"] if label not in before["labels"]]),
-        ("classes gone", [label for label in before["labels"] if label not in after["labels"]]),
-    ):
-        if labels:
-            more_of_them = f" and {len(labels) - _NAMED} more" if len(labels) > _NAMED else ""
-            found.append(f"{what}: {', '.join(labels[:_NAMED])}{more_of_them}")
+    found = [changes.sentence(after["since"])] if after.get("since") else []
     was, now = (manifest.get("parameters", {}) for manifest in (before, after))
     handed_down = ("data", "snapshot", "model_identity", "init_from_key")
     settings = [name for name in now if name not in handed_down and now[name] != was.get(name, now[name])]
     if settings:
         found.append("settings: " + ", ".join(f"{name} = {now[name]} ({was[name]} before)" for name in settings))
-    found.append(f"test accuracy {percent(before['test_accuracy'])} before")
-    return found
+    return [*found, f"test accuracy {percent(before['test_accuracy'])} before"]
 
 
 _OF_THE_RECORD = ("data", "date", "stands_in", "by", "written")

@@ -97,7 +97,7 @@ def outcome_of(task: Export, told: Sequence[Path]) -> Outcome:
         version.name if version else "",
         settings.in_project(found.page),
         nights.figures(found.manifest),
-        nights.changes(files.read_manifest(before) if verdict.get("live") else None, found.manifest) if verdict else [],
+        nights.what_changed(files.read_manifest(before) if verdict.get("live") else None, found.manifest) if verdict else [],
         list(verdict["against"]) if found.status == "rejected" else [],
         f"{found.status} {found.manifest['key']} {'' if found.version else verdict['live_key']}".strip(),
     )
