@@ -43,8 +43,8 @@ KINDS = sorted(sample.KINDS)
 FIRST_PER_KIND, ADDED, UNSEEN_PER_KIND = 60, 6, 8
 FIRST_NIGHT = date(2026, 1, 1)
 PROFILE = """[Export]
-how_many_training_steps = 300
-eval_step_interval = 20
+how_many_training_steps = 150
+eval_step_interval = 25
 testing_percentage = 30
 weight_decay = 0.003
 """
