@@ -2,6 +2,7 @@
 # make test                    lint, types, layers and all tests
 # make benchmark               the pipeline against the pattern of retrain.py, on this machine
 # make tensorboard             the curves and pictures of all trainings
+# make luigid                  the central scheduler and its page, for several workers (docs/operations.md)
 # make install                 only the set-up that the first does too
 # make clean                   remove the virtual environment
 
@@ -11,13 +12,16 @@ ARGS ?=
 # As in [paths] of luigi.cfg.
 STORE ?= store
 
+# Of make luigid; the workers read it in configs/luigid.cfg.
+PORT ?= 8082
+
 VENV := .venv
 # The first Python that TensorFlow has a package for.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 INSTALL := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: retrain test browser benchmark tensorboard install clean
+.PHONY: retrain test browser benchmark tensorboard luigid install clean
 
 retrain: $(VENV)/installed
 	@$(VENV)/bin/luigi --module pipeline Export --data '$(DATA)' $(ARGS)
@@ -45,6 +49,12 @@ benchmark: $(VENV)/installed
 
 tensorboard: $(VENV)/installed
 	@$(VENV)/bin/tensorboard --logdir '$(STORE)/runs/TrainFinalLayer' $(ARGS)
+
+# Whoever reaches its port can stop and start tasks: only this machine does.
+luigid: $(VENV)/installed
+	@mkdir -p '$(STORE)'
+	@echo 'the scheduler and its page: http://127.0.0.1:$(PORT)' >&2
+	@LUIGI_CONFIG_PATH=configs/luigid.cfg $(VENV)/bin/luigid --address 127.0.0.1 --port '$(PORT)' --state-path '$(STORE)/luigid.state' $(ARGS)
 
 install: $(VENV)/installed
 

@@ -4,6 +4,7 @@
 """
 
 from pipeline.root import Export
+from pipeline.schedule import Retrain, RetrainAll
 from pipeline.tasks import ComputeBottlenecks, DownloadModel, ExportGraph, FetchImages, Gate, IndexImages, Report, TrainFinalLayer
 
 __all__ = [
@@ -15,5 +16,7 @@ __all__ = [
     "Gate",
     "IndexImages",
     "Report",
+    "Retrain",
+    "RetrainAll",
     "TrainFinalLayer",
 ]

@@ -81,6 +81,14 @@ class QuietTask(luigi.Task):
 
             yield report
 
+    def point_to(self, message: str, report: str) -> None:
+        """Show on the scheduler's page what came out, and a link to the report, a path from the project's folder."""
+        if self.set_status_message:
+            self.set_progress_percentage(100)
+            self.set_status_message(message)
+            if report:
+                self.set_tracking_url(settings.address_of(report))
+
 
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:

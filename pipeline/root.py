@@ -297,6 +297,7 @@ class Export(QuietTask):
                 checks.stop([checks.Outcome.of_json(one) for one in check.output().manifest()["checks"]], self.stop_on)
             version = yield from self._publish()
             self._is_done = True
+            self._show_outcome()
         if version:
             headline, *lines = result_lines(self.data, version, self.classifier)
             for line in (headline, *self._since(), *lines):
@@ -331,6 +332,12 @@ class Export(QuietTask):
                 )
             except registry.Overtaken:
                 console.note(f"{self.data}: another version went live meanwhile; judged once more, against that one")
+
+    def _show_outcome(self) -> None:
+        """On the scheduler's page."""
+        if outcome := self.outcome:
+            said = f"{outcome.status}, test accuracy {accuracy_in_words(outcome.manifest)}"
+            self.point_to(f"{outcome.version.name} {said}" if outcome.version else said, settings.in_project(outcome.page))
 
     def _say_rejected(self, report: Path, verdict: dict[str, Any]) -> None:
         said = f"{self.data}: {verdict['words']}"

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import luigi
 from luigi.configuration import get_config
@@ -27,6 +28,9 @@ from pipeline import files, registry, tables
 from pipeline.errors import UserError
 
 PROFILES = "configs"
+FOR_LUIGI = ("cron", "luigid")
+"""Files there that are no profiles: LUIGI_CONFIG_PATH names them."""
+
 DATA_NAME = r"\w([\w. -]*\w)?"
 DATA_NAME_IN_WORDS = "letters, digits, '-', '_', '.' and spaces"
 
@@ -62,6 +66,9 @@ class Paths:
 
     def fallback(self, data: str) -> Path:
         return self.store / "fallbacks" / f"{data}.json"
+
+    def night(self, data: str, date: str) -> Path:
+        return self.store / "nights" / data / f"{date}.json"
 
 
 _DEFAULT_PATHS = {
@@ -124,6 +131,52 @@ def project() -> Path:
     )
 
 
+def in_project(path: Path) -> str:
+    """A path from the project's folder, where it lies below: as it is best kept, and true after the project was moved."""
+    root = project()
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+
+@dataclass(frozen=True)
+class Notify:
+    """``[notify]`` of luigi.cfg: who is told about scheduled runs (``pipeline.notify``).
+
+    Attributes:
+        when: ``always``, ``changes`` (all but "nothing to do") or ``failures``.
+        webhook_env: the environment variable with the address that a summary is posted to. The address itself is a secret.
+        address: under which the project's folder is served, for links to reports; without it they are paths.
+    """
+
+    when: str = "changes"
+    webhook_env: str = "RETRAIN_WEBHOOK"
+    address: str = ""
+
+
+NOTIFY_WHEN = ("always", "changes", "failures")
+
+
+def notify() -> Notify:
+    """Who is told. Raises UserError for an unknown key or value."""
+    config = get_config()
+    given = {key: config.get("notify", key) for key in config.options("notify")} if config.has_section("notify") else {}
+    check_section(given, [field.name for field in dataclasses.fields(Notify)], "[notify] of luigi.cfg")
+    found = Notify(**given)
+    if found.when not in NOTIFY_WHEN:
+        raise UserError(f"when = {found.when} in [notify] of luigi.cfg: {', '.join(NOTIFY_WHEN[:-1])} or {NOTIFY_WHEN[-1]} is allowed")
+    if not re.fullmatch(r"[A-Za-z_]\w*", found.webhook_env):
+        # It may be the address itself: it is not said.
+        raise UserError(
+            "webhook_env in [notify] of luigi.cfg is no name of an environment variable; put the address into one, and name that"
+        )
+    return found
+
+
+def address_of(report: str) -> str:
+    """A link to a report, whose path starts at the project's folder."""
+    address = notify().address
+    return f"{address.rstrip('/')}/{quote(report)}" if address and not Path(report).is_absolute() else (project() / report).as_uri()
+
+
 def _configuration_files() -> list[Path]:
     """What Luigi reads for this project: luigi.cfg, and what LUIGI_CONFIG_PATH names."""
     return [Path("luigi.cfg"), *(Path(name) for name in os.environ.get("LUIGI_CONFIG_PATH", "").split(":") if name)]
@@ -180,10 +233,20 @@ def followed(name: str) -> Path | None:
     return next((folder.resolve() for folder in candidates if registry.live(folder)), None)
 
 
-def profile(data: str) -> Profile:
-    """The profile of a data set. Raises UserError for a name that cannot be one, or an unknown section or key."""
+def profiles() -> list[str]:
+    """The data sets that have a profile."""
+    return sorted(file.stem for file in (project() / PROFILES).glob("*.cfg") if file.stem not in FOR_LUIGI)
+
+
+def check_name(data: str) -> None:
+    """Raise UserError for what cannot name a data set."""
     if not re.fullmatch(DATA_NAME, data):
         raise UserError(f"data = {data!r} cannot name a data set, {DATA_NAME_IN_WORDS} can; for a folder elsewhere use --images PATH")
+
+
+def profile(data: str) -> Profile:
+    """The profile of a data set. Raises UserError for a name that cannot be one, or an unknown section or key."""
+    check_name(data)
     file = project() / PROFILES / f"{data}.cfg"
     if not file.is_file():
         return Profile(None, {}, ImageSource(), {})
@@ -261,6 +324,9 @@ _SECTIONS_OF_LUIGI = (
     *("scheduler", "sendgrid", "smtp", "task_history", "worker"),
 )
 """Of Luigi's own documentation, those that have a meaning for local tasks."""
+
+_SECRETS = {"smtp": ("password",), "sendgrid": ("apikey",)}
+"""What may stand in a file as the name of an environment variable only."""
 
 
 # --- Parameters that say what is wrong with a value -----------------------------------------------------------------
@@ -410,7 +476,13 @@ def check_configuration(known: Iterable[str]) -> None:
         parser = configparser.ConfigParser(default_section="", interpolation=None)
         parser.read(file)  # Luigi has read it, so it can be read
         for section in parser.sections():
-            if section not in ("Export", "paths", *_SECTIONS_OF_LUIGI):
-                near = difflib.get_close_matches(section, ("Export", "paths"), 1)
+            for key in _SECRETS.get(section, ()):
+                if not parser.get(section, key, fallback="${").startswith("${"):
+                    raise UserError(
+                        f"{key} in [{section}] of {file} is a secret; put it into the environment, and write {key} = ${{ITS_NAME}}"
+                    )
+            if section not in ("Export", "notify", "paths", *_SECTIONS_OF_LUIGI):
+                near = difflib.get_close_matches(section, ("Export", "notify", "paths"), 1)
                 hint = f"is [{near[0]}] meant?" if near else "every setting of a training belongs into [Export]"
                 raise UserError(f"[{section}] in {file} has no effect; {hint}")
+    notify()

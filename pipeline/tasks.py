@@ -15,11 +15,12 @@ import logging
 import shlex
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import luigi
+from luigi import worker
 from luigi.parameter import UnconsumedParameterWarning
 from luigi.util import requires
 
@@ -27,7 +28,7 @@ from pipeline import artifacts, backbones, changes, checks, console, dataset, fi
 from pipeline.artifacts import Artifact, QuietTask
 from pipeline.console import shown
 from pipeline.dataset import Photo
-from pipeline.errors import UserError
+from pipeline.errors import DataMissing, UserError
 from pipeline.settings import choice, number, numbers, switch, text, whole_number
 from pipeline.vector_cache import VectorCache
 
@@ -43,6 +44,18 @@ class FolderOfPhotos(QuietTask, luigi.ExternalTask):
 
     images = luigi.Parameter(positional=False)
     remedy = luigi.Parameter(positional=False, significant=False)
+
+    @property
+    def run(self) -> Callable[[], None] | None:
+        """None, so that Luigi calls the photos missing. A worker that stays alive would wait for them for ever: there it is a failure."""
+        return self._fail if worker.worker().keep_alive else None
+
+    def _fail(self) -> None:
+        raise DataMissing(self.problem)
+
+    @property
+    def problem(self) -> str:
+        return f"no photos in {self.images}; {self.remedy}"
 
     def complete(self) -> bool:
         return sources.has_photos(Path(self.images))
@@ -604,7 +617,7 @@ class Report(Artifact):
 
 @FolderOfPhotos.event_handler(luigi.Event.DEPENDENCY_MISSING)
 def _say_missing(task: FolderOfPhotos) -> None:
-    console.complain(f"no photos in {task.images}; {task.remedy}")
+    console.complain(task.problem)
 
 
 @luigi.Task.event_handler(luigi.Event.FAILURE)
