@@ -139,7 +139,9 @@ class Export(QuietTask):
             photos = dataset.scan_table(table, memory, report) if table else dataset.scan(self.photos_folder, memory, report)
         snapshot = dataset.fingerprint(photos)
         kept = paths.snapshot(self.data, snapshot)
-        if not kept.is_file():
+        if kept.is_file():
+            os.utime(kept)  # it is the newest again, which runs prune keeps
+        else:
             kept.parent.mkdir(parents=True, exist_ok=True)
             dataset.write_photos(kept, photos)
         return self.clone(
@@ -235,13 +237,14 @@ class Export(QuietTask):
                 yield check
                 checks.stop([checks.Outcome.of_json(one) for one in check.output().manifest()["checks"]], self.stop_on)
             yield self.report
-            for task in (self.classifier, self.report):
-                task.mend()
-            exports = settings.paths(self.data).exports / self.data
-            before = registry.versions(exports)
-            if (was_live := registry.live(exports)) and (damage := files.damage(was_live)):
-                console.warn(f"{shown(was_live)} is damaged ({damage}); a new version takes its place")
-            version = registry.publish(self.classifier.folder, exports, console.note, report=self.report.folder)
+            with files.in_use(settings.paths().store):
+                for task in (self.classifier, self.report):
+                    task.mend()
+                exports = settings.paths(self.data).exports / self.data
+                before = registry.versions(exports)
+                if (was_live := registry.live(exports)) and (damage := files.damage(was_live)):
+                    console.warn(f"{shown(was_live)} is damaged ({damage}); a new version takes its place")
+                version = registry.publish(self.classifier.folder, exports, console.note, report=self.report.folder)
             for name, copy in self.copies.items():
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 files.write_atomic(copy, (version / name).read_bytes())

@@ -37,7 +37,7 @@ def test_the_readme_names_nothing_that_is_not_there() -> None:
     from pipeline import Export
 
     ours = {name.replace("_", "-") for name, _ in Export.get_params()}
-    others = {"module", "help", "logdir", "Export", "delete"}
+    others = {"module", "help", "logdir", "Export", "delete", "keep"}
     rows = [line.split("|") for line in readme.splitlines() if line.startswith("| `--")]
     assert len(rows) > 5  # the table for those who come from retrain.py: its flags stand in the first column
     text = readme
