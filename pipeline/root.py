@@ -18,12 +18,39 @@ import luigi
 from luigi.cmdline_parser import CmdlineParser
 from luigi.util import inherits
 
-from pipeline import artifacts, backbones, changes, checks, console, dataset, files, luigi_program, registry, settings, sources, tables
-from pipeline.artifacts import QuietTask
+from pipeline import (
+    artifacts,
+    backbones,
+    changes,
+    checks,
+    console,
+    dataset,
+    disk,
+    files,
+    forecast,
+    luigi_program,
+    registry,
+    settings,
+    sources,
+    tables,
+)
+from pipeline.artifacts import Artifact, QuietTask
 from pipeline.console import shown
+from pipeline.dataset import Photo
 from pipeline.errors import UserError
 from pipeline.settings import choices, switch
-from pipeline.tasks import SKIPPED, CheckDrift, CheckPhotos, ExportGraph, FetchImages, FolderOfPhotos, Report, absolute_model, fallback_of
+from pipeline.tasks import (
+    INDEX,
+    SKIPPED,
+    CheckDrift,
+    CheckPhotos,
+    ExportGraph,
+    FetchImages,
+    FolderOfPhotos,
+    Report,
+    absolute_model,
+    fallback_of,
+)
 
 INTERRUPTED = 130  # as shells have it for Ctrl-C
 
@@ -130,20 +157,29 @@ class Export(QuietTask):
             )
         return version
 
+    def look(self) -> list[Photo]:
+        """The photos as they are now; only what changed is read."""
+        memory = dataset.Memory(settings.paths(self.data).scan(self.data))
+        with self.progress("photos read") as report:
+            table = self.table
+            return dataset.scan_table(table, memory, report) if table else dataset.scan(self.photos_folder, memory, report)
+
     @cached_property
     def classifier(self) -> ExportGraph:
         """The task that makes the classifier from the photos as they are now. Looks at the folder the first time."""
-        paths = settings.paths(self.data)
-        with self.progress("photos read") as report:
-            table, memory = self.table, dataset.Memory(paths.scan(self.data))
-            photos = dataset.scan_table(table, memory, report) if table else dataset.scan(self.photos_folder, memory, report)
+        photos = self.look()
         snapshot = dataset.fingerprint(photos)
-        kept = paths.snapshot(self.data, snapshot)
+        kept = settings.paths(self.data).snapshot(self.data, snapshot)
         if kept.is_file():
             os.utime(kept)  # it is the newest again, which runs prune keeps
         else:
             kept.parent.mkdir(parents=True, exist_ok=True)
             dataset.write_photos(kept, photos)
+        return self.classifier_of(snapshot)
+
+    def classifier_of(self, snapshot: str) -> ExportGraph:
+        """The task that makes the classifier from the photos of a snapshot."""
+        table = self.table
         return self.clone(
             ExportGraph,
             snapshot=snapshot,
@@ -169,6 +205,21 @@ class Export(QuietTask):
     @property
     def photos_check(self) -> CheckPhotos:
         return self.drift_check.requires()[0]
+
+    @property
+    def goals(self) -> list[Artifact]:
+        """What has to be made before anything is published, in this order."""
+        return [self.photos_check, self.drift_check, self.report]
+
+    def check_disk(self) -> None:
+        """Warn where the disk gets tight, from what the tasks that are not done will write. Raises UserError where it cannot fit."""
+        index, _, packed, _ = self.classifier.requires()
+        if packed.complete():  # what follows is small
+            return
+        photos = dataset.read_photos(index.folder / INDEX)
+        systems = disk.by_file_system(forecast.needs(self.classifier, photos, *forecast.rows_and_missing(packed, photos)))
+        for line in disk.check(systems):
+            console.warn(line)
 
     @property
     def live(self) -> Path | None:
@@ -209,12 +260,12 @@ class Export(QuietTask):
                 return [self.photos_check]
             source = settings.profile(self.data).images
             if self.images or not (source.url or source.draw_per_class):
-                return [FolderOfPhotos(images=str(self.photos_folder), remedy=self._remedy())]
+                return [FolderOfPhotos(images=str(self.photos_folder), remedy=self.remedy())]
             return [FetchImages(data=self.data, images=str(self.photos_folder), allow_fallback=self.allow_fallback)]
         except (UserError, OSError):
             return []  # run() says it
 
-    def _remedy(self) -> str:
+    def remedy(self) -> str:
         """What a person can do who has no photos in the folder."""
         source = settings.profile(self.data).images
         if source.package and not self.images:
@@ -236,6 +287,7 @@ class Export(QuietTask):
             for check in (self.photos_check, self.drift_check):
                 yield check
                 checks.stop([checks.Outcome.of_json(one) for one in check.output().manifest()["checks"]], self.stop_on)
+                self.check_disk()
             yield self.report
             with files.in_use(settings.paths().store):
                 for task in (self.classifier, self.report):
