@@ -1,4 +1,5 @@
 # make retrain DATA=flowers    folders of labelled photos → a classifier
+# make plan DATA=flowers       what that would do and why, without doing it
 # make test                    lint, types, layers and all tests
 # make benchmark               the pipeline against the pattern of retrain.py, on this machine
 # make tensorboard             the curves and pictures of all trainings
@@ -21,10 +22,13 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; 
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 INSTALL := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: retrain test browser benchmark tensorboard luigid install clean
+.PHONY: retrain plan test browser benchmark tensorboard luigid install clean
 
 retrain: $(VENV)/installed
 	@$(VENV)/bin/luigi --module pipeline Export --data '$(DATA)' $(ARGS)
+
+plan: $(VENV)/installed
+	@$(VENV)/bin/python -m pipeline plan --data '$(DATA)' $(ARGS)
 
 test: $(VENV)/installed-test browser
 	$(VENV)/bin/ruff check .

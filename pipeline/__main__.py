@@ -8,13 +8,17 @@ import sys
 from collections.abc import Sequence
 
 from pipeline import console
-from pipeline.commands import CUT_OFF, DATA_MISSING, FAILED, cache, evaluate, exports, models, predict, runs, serve
+from pipeline.commands import CUT_OFF, DATA_MISSING, FAILED, cache, evaluate, exports, models, plan, predict, runs, serve
 from pipeline.errors import DataMissing, UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, more = parser.parse_known_args(arguments)
+    if more and not getattr(options, "takes_more", False):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    options.more = more
     try:
         return int(options.run(options))
     except UserError as error:
@@ -31,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Use what the pipeline made. Training is `make retrain` or `luigi --module pipeline Export`.",
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for command in (predict, serve, evaluate, exports, runs, models, cache):
+    for command in (plan, predict, serve, evaluate, exports, runs, models, cache):
         command.add(verbs)
     return parser
 

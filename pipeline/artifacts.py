@@ -153,7 +153,7 @@ class Artifact(QuietTask):
 
     def run(self) -> None:
         work = settings.paths().work(self.task_family, self.key)
-        with guarded():
+        with guarded(), files.in_use(settings.paths().store):
             for task in flatten(self.requires()):
                 task.mend()
             with files.locked(work.with_name(f"{work.name}.lock"), waiting=self._note_waiting):

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import files
-from pipeline.dataset import Photo, each_photo, readable, shortened
+from pipeline.dataset import LISTED, Photo, each_photo, readable, shortened
 from pipeline.errors import UserError
 from pipeline.packed import INDEX, Packed
 
@@ -40,7 +40,7 @@ class Outcome:
         check: its name.
         fine: whether it found nothing to stop at.
         sentence: the value, the limit, and where it is not fine the next step.
-        classes: figures by class, the largest first, where the check has some.
+        classes: figures by class, the LISTED largest, where the check has some.
     """
 
     check: str
@@ -152,7 +152,7 @@ def _unreadable(skipped: int, good: int, limit: float) -> Outcome:
 
 
 def _largest_first(figures: Mapping[str, float]) -> dict[str, float]:
-    return {readable(label): round(figures[label], 4) for label in sorted(figures, key=lambda label: (-figures[label], label))}
+    return {readable(label): round(figures[label], 4) for label in sorted(figures, key=lambda label: (-figures[label], label))[:LISTED]}
 
 
 def stop(outcomes: Sequence[Outcome], stopping: Collection[str]) -> None:
@@ -235,8 +235,11 @@ def drift(ours: ClassStatistics, theirs: ClassStatistics) -> dict[str, float]:
     """
     within = float((theirs.count[:, None] * theirs.variance).sum() / theirs.count.sum()) or np.finfo(np.float32).tiny
     figures = {}
-    for label in sorted(set(ours.labels) & set(theirs.labels)):
-        i, j = ours.labels.index(label), theirs.labels.index(label)
+    place = {label: number for number, label in enumerate(theirs.labels)}
+    for i, label in enumerate(ours.labels):
+        if label not in place:
+            continue
+        j = place[label]
         moved = np.square(ours.mean[i] - theirs.mean[j], dtype=np.float64).sum()
         by_chance = float(ours.variance[i].sum() / ours.count[i] + theirs.variance[j].sum() / theirs.count[j])
         figures[label] = float(np.sqrt(max(moved - by_chance, 0) / within))

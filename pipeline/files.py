@@ -188,6 +188,35 @@ def locked(path: Path, *, waiting: Waiting) -> Iterator[None]:
             os.close(descriptor)
 
 
+IN_USE = ".in-use"
+"""In a folder that is used by many and cleared by one, the file that both lock."""
+
+
+@contextlib.contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """Keep ``alone`` out of ``folder``, beside any number of others that do so; wait while it is cleared."""
+    with _flock(folder, fcntl.LOCK_SH):
+        yield
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep everybody out who works ``in_use`` of ``folder``. Raises BlockingIOError where somebody does."""
+    with _flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        yield
+
+
+@contextlib.contextmanager
+def _flock(folder: Path, how: int) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / IN_USE, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)  # the file stays: a lock on a removed file keeps nobody out
+
+
 def _is_same_file(descriptor: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))

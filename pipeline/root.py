@@ -19,12 +19,29 @@ import luigi
 from luigi.cmdline_parser import CmdlineParser
 from luigi.util import inherits
 
-from pipeline import artifacts, backbones, changes, checks, console, dataset, files, luigi_program, registry, settings, sources, tables
-from pipeline.artifacts import QuietTask
+from pipeline import (
+    artifacts,
+    backbones,
+    changes,
+    checks,
+    console,
+    dataset,
+    disk,
+    files,
+    forecast,
+    luigi_program,
+    registry,
+    settings,
+    sources,
+    tables,
+)
+from pipeline.artifacts import Artifact, QuietTask
 from pipeline.console import shown
+from pipeline.dataset import Photo
 from pipeline.errors import UserError
 from pipeline.settings import choices, switch
 from pipeline.tasks import (
+    INDEX,
     SKIPPED,
     CheckDrift,
     CheckPhotos,
@@ -164,18 +181,27 @@ class Export(QuietTask):
             )
         return version
 
+    def look(self) -> list[Photo]:
+        """The photos as they are now; only what changed is read."""
+        memory = dataset.Memory(settings.paths(self.data).scan(self.data))
+        with self.progress("photos read") as report:
+            table = self.table
+            return dataset.scan_table(table, memory, report) if table else dataset.scan(self.photos_folder, memory, report)
+
     @cached_property
     def found(self) -> dict[str, str]:
         """Parameters of the steps that the photos as they are now, the model and the start decide. Looks at the folder the first time."""
-        paths = settings.paths(self.data)
-        with self.progress("photos read") as report:
-            table, memory = self.table, dataset.Memory(paths.scan(self.data))
-            photos = dataset.scan_table(table, memory, report) if table else dataset.scan(self.photos_folder, memory, report)
+        photos = self.look()
         snapshot = dataset.fingerprint(photos)
-        kept = paths.snapshot(self.data, snapshot)
+        kept = settings.paths(self.data).snapshot(self.data, snapshot)
         if not kept.is_file():
             kept.parent.mkdir(parents=True, exist_ok=True)
             dataset.write_photos(kept, photos)
+        return self.found_in(snapshot)
+
+    def found_in(self, snapshot: str) -> dict[str, str]:
+        """The same for the photos of a snapshot."""
+        table = self.table
         return {
             "snapshot": snapshot,
             "images": str(table.folder if table else self.photos_folder),
@@ -218,6 +244,21 @@ class Export(QuietTask):
     @property
     def photos_check(self) -> CheckPhotos:
         return self.drift_check.requires()[0]
+
+    @property
+    def goals(self) -> list[Artifact]:
+        """What has to be made before anything is published, in this order."""
+        return [self.photos_check, self.drift_check, self.report]
+
+    def check_disk(self) -> None:
+        """Warn where the disk gets tight, from what the tasks that are not done will write. Raises UserError where it cannot fit."""
+        index, _, packed, _ = self.classifier.requires()
+        if packed.complete():  # what follows is small
+            return
+        photos = dataset.read_photos(index.folder / INDEX)
+        systems = disk.by_file_system(forecast.needs(self.classifier, photos, *forecast.rows_and_missing(packed, photos)))
+        for line in disk.check(systems):
+            console.warn(line)
 
     @property
     def outcome(self) -> Outcome | None:
@@ -264,15 +305,17 @@ class Export(QuietTask):
         try:
             self.check()
             if sources.has_photos(self.photos_folder):
+                # Where its photos are those of an old run: the newest snapshots are what runs prune keeps.
+                os.utime(settings.paths(self.data).snapshot(self.data, self.found["snapshot"]))
                 return [self.photos_check]
             source = settings.profile(self.data).images
             if self.images or not (source.url or source.draw_per_class):
-                return [FolderOfPhotos(images=str(self.photos_folder), remedy=self._remedy())]
+                return [FolderOfPhotos(images=str(self.photos_folder), remedy=self.remedy())]
             return [FetchImages(data=self.data, images=str(self.photos_folder), allow_fallback=self.allow_fallback)]
         except (UserError, OSError):
             return []  # run() says it
 
-    def _remedy(self) -> str:
+    def remedy(self) -> str:
         """What a person can do who has no photos in the folder."""
         source = settings.profile(self.data).images
         if source.package and not self.images:
@@ -295,6 +338,7 @@ class Export(QuietTask):
             for check in (self.photos_check, self.drift_check):
                 yield check
                 checks.stop([checks.Outcome.of_json(one) for one in check.output().manifest()["checks"]], self.stop_on)
+                self.check_disk()
             version = yield from self._publish()
             self._is_done = True
             self._show_outcome()
@@ -313,6 +357,13 @@ class Export(QuietTask):
         while True:
             report = self.report
             yield report
+            try:
+                return self._publish_once(report)
+            except registry.Overtaken:
+                console.note(f"{self.data}: another version went live meanwhile; judged once more, against that one")
+
+    def _publish_once(self, report: Report) -> Path | None:
+        with files.in_use(settings.paths().store):
             parts = [self.classifier, report]
             for task in parts:
                 task.mend()
@@ -322,16 +373,13 @@ class Export(QuietTask):
                 return None
             if (was_live := registry.live(self.exports)) and (damage := files.damage(was_live)):
                 console.warn(f"{shown(was_live)} is damaged ({damage}); a new version takes its place")
-            try:
-                return registry.publish(
-                    [task.folder for task in parts],
-                    self.exports,
-                    console.note,
-                    instead_of=report.live_key,
-                    copies=settings.copies(self.data),
-                )
-            except registry.Overtaken:
-                console.note(f"{self.data}: another version went live meanwhile; judged once more, against that one")
+            return registry.publish(
+                [task.folder for task in parts],
+                self.exports,
+                console.note,
+                instead_of=report.live_key,
+                copies=settings.copies(self.data),
+            )
 
     def _show_outcome(self) -> None:
         """On the scheduler's page."""

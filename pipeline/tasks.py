@@ -29,6 +29,7 @@ from pipeline.artifacts import Artifact, QuietTask
 from pipeline.console import shown
 from pipeline.dataset import Photo
 from pipeline.errors import DataMissing, UserError
+from pipeline.extraction import Extraction
 from pipeline.settings import choice, number, numbers, switch, text, whole_number
 from pipeline.vector_cache import VectorCache
 
@@ -312,7 +313,7 @@ class ComputeBottlenecks(Artifact):
             **dataset.figures(index),
         }
 
-    def _fill(self, rows: Sequence[Photo], cache: VectorCache, extraction: bottlenecks.Extraction) -> bottlenecks.Filled:
+    def _fill(self, rows: Sequence[Photo], cache: VectorCache, extraction: Extraction) -> bottlenecks.Filled:
         """Compute what the cache lacks of ``rows``, and say what that came to."""
         from pipeline import bottlenecks, network
 
@@ -336,13 +337,11 @@ class ComputeBottlenecks(Artifact):
         """Of the vectors of each class."""
         return checks.statistics(self.folder, next(iter(self.output().manifest()["vectors"])))
 
-    def extraction(self) -> bottlenecks.Extraction:
+    def extraction(self) -> Extraction:
         """How photos become vectors, from the parameters."""
-        from pipeline import bottlenecks
-
         distortions = images.Distortions(**{field.name: getattr(self, field.name) for field in dataclasses.fields(images.Distortions)})
         views = self.distorted_views if distortions != images.NO_DISTORTIONS else 0
-        return bottlenecks.Extraction(self.precision, self.average_views, views, distortions, self.seed)
+        return Extraction(self.precision, self.average_views, views, distortions, self.seed)
 
 
 @requires(CheckPhotos, ComputeBottlenecks)

@@ -14,9 +14,10 @@ from conftest import make_photos
 from pipeline import bottlenecks, checkpoint, dataset, files
 from pipeline import packed as packed_module
 from pipeline.backbones import Backbone
-from pipeline.bottlenecks import Extraction, Statistics
+from pipeline.bottlenecks import Statistics
 from pipeline.dataset import Photo
 from pipeline.errors import UserError
+from pipeline.extraction import Extraction
 from pipeline.images import Distortions
 from pipeline.network import Network
 from pipeline.packed import INDEX, PACKED, Packed

@@ -45,8 +45,8 @@ def test_an_unknown_run_is_one_line_that_names_the_known(finished: Project) -> N
     assert line.startswith("error: 'colors' is no run") and f"colours/{finished.live('colours').name}" in line
 
 
-def test_compare_prints_and_writes_what_differs(copy_of_finished: Project) -> None:
-    project = copy_of_finished
+def test_what_differs_between_two_runs_and_why_and_what_is_left_of_the_older(copy_of_finished: Project) -> None:
+    project, first = copy_of_finished, copy_of_finished.live("colours").name
     assert project.export("--data", "colours", "--how-many-training-steps", "100").returncode == 0
     done = project.pipeline("runs", "compare", "0001", "0002")
     assert done.returncode == 0, done.stderr
@@ -57,6 +57,31 @@ def test_compare_prints_and_writes_what_differs(copy_of_finished: Project) -> No
     assert "seed" not in rows  # it is the same
     assert rows["test accuracy"] == ["100.0 %", "100.0 %"]
     assert [line.split("  ")[0].strip() for line in table] == list(rows)
+
+    name, before = project.live("colours").name, project.root / "exports/colours" / first
+    why = project.pipeline("runs", "why").stdout.splitlines()
+    assert why[0] == f"colours/{name} after colours/{before.name}"
+    steps = {line.split()[0]: " ".join(line.split()[1:]) for line in why[1:]}
+    assert steps["ComputeBottlenecks"] == "the same output"
+    assert steps["TrainFinalLayer"].startswith("made again: how_many_training_steps 300 → 100; ")
+    assert steps["ExportGraph"].startswith("made again: another output of TrainFinalLayer; ")
+    assert steps["photos"] == "the same photos"
+    assert "is the first run of colours: everything was made" in project.pipeline("runs", "why", "0001").stdout
+
+    assert project.pipeline("runs", "prune").stdout.startswith("0 outputs")
+    shutil.rmtree(before)
+    dry = project.pipeline("runs", "prune", "--keep", "1").stdout.splitlines()
+    assert dry[-1].endswith("remove them with: python -m pipeline runs prune --keep 1 --delete")
+    assert len(project.runs("TrainFinalLayer")) == 2
+    with files.in_use(project.root / "store"):
+        refused = project.pipeline("runs", "prune", "--keep", "1", "--delete")
+    assert refused.returncode == 30
+    assert "error: something runs that works in store; prune when it has ended" in refused.stderr
+    pruned = project.pipeline("runs", "prune", "--keep", "1", "--delete")
+    assert pruned.stdout.splitlines()[-1].startswith("removed 6 outputs"), pruned.stdout  # training, classifier, gate, report, checks
+    (training,) = project.runs("TrainFinalLayer")
+    assert training.name in files.read_json(project.live("colours") / files.MANIFEST)["parents"].values()
+    assert "nothing to do" in project.export("--data", "colours", "--how-many-training-steps", "100").stdout
 
 
 def test_a_run_that_was_not_published_is_known_too(copy_of_finished: Project) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline import console
 from pipeline.commands import Verbs, manifests
 from pipeline.console import shown
+from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.runs import Run
@@ -24,16 +26,29 @@ def add(verbs: Verbs) -> None:
     compare.add_argument("names", metavar="RUN", nargs="+")
     compare.add_argument("--output", metavar="FILE", help="where the table goes (default: a file in store/comparisons)")
     compare.set_defaults(run=_compare)
+    why = runs.add_parser("why", help="what one computed, and what differed from the run before it")
+    why.add_argument("name", metavar="RUN", nargs="?", help="as of show (default: the one finished last)")
+    why.set_defaults(run=_why)
+    prune = runs.add_parser("prune", help="find what of the store no version and none of the last runs needs")
+    prune.add_argument("--keep", type=int, default=3, metavar="N", help="runs of each data set that are kept (default: 3)")
+    prune.add_argument("--delete", action="store_true", help="and remove it; without it nothing is changed")
+    prune.set_defaults(run=_prune)
+
+
+def exports_folders() -> list[Path]:
+    """The folders of versions, one for each data set."""
+    from pipeline import settings
+
+    data_sets = {manifest["data"] for manifest in manifests("Report")}
+    exports = settings.paths().exports
+    folders = [folder for folder in exports.iterdir() if folder.is_dir()] if exports.is_dir() else []
+    return [*folders, *(settings.paths(data).exports / data for data in data_sets)]
 
 
 def all_runs() -> list[Run]:
     from pipeline import runs, settings
 
-    reports = settings.paths().runs("Report")
-    data_sets = {manifest["data"] for manifest in manifests("Report")}
-    exports = settings.paths().exports
-    folders = [folder for folder in exports.iterdir() if folder.is_dir()] if exports.is_dir() else []
-    return runs.all_runs([*folders, *(settings.paths(data).exports / data for data in data_sets)], reports)
+    return runs.all_runs(exports_folders(), settings.paths().runs("Report"))
 
 
 def _list(_: argparse.Namespace) -> int:
@@ -80,3 +95,73 @@ def _compare(options: argparse.Namespace) -> int:
     runs.write(path, rows)
     console.say(f"table    {shown(path.resolve())}")
     return 0
+
+
+def _why(options: argparse.Namespace) -> int:
+    from pipeline import history, runs, settings
+
+    found = all_runs()
+    newest = max(found, key=lambda run: str(run.manifest.get("finished", "")), default=None)
+    if newest is None:
+        raise UserError("there is no run yet: make retrain, or luigi --module pipeline Export")
+    run = runs.find(options.name, found) if options.name else newest
+    earlier = history.before(run, found)
+    if earlier is None:
+        console.say(f"{run.name} is the first run of {run.manifest['data']}: everything was made")
+        return 0
+    console.say(f"{run.name} after {earlier.name}")
+    paths = settings.paths()
+    folders = [*paths.store.glob("runs/*/*"), *paths.model_dir.glob("*")]
+    rows = [[step.task, step.words] for step in history.steps(run, earlier, folders)]
+    changed = history.changed_photos(run, earlier)
+    rows += _photos_rows(changed) if changed else [["photos", "not known: one of the two does not say what its photos were"]]
+    for line in runs.aligned(rows):
+        console.say(line)
+    return 0
+
+
+def _photos_rows(changed: dict[str, Any]) -> list[list[str]]:
+    """What changed in the photos, and the first of them by name."""
+    from pipeline import changes
+
+    rows = [["photos", changes.sentence(changed)]]
+    for name, words in changes.WORDS.items():
+        rows += [["", f"{words}: {first}"] for first in changed[name]["first"]]
+        if (more := changed[name]["count"] - len(changed[name]["first"])) > 0:
+            rows.append(["", f"{words}: and {more:,} more"])
+    return rows
+
+
+def _prune(options: argparse.Namespace) -> int:
+    from pipeline import files, retention, runs, settings
+
+    if options.keep < 1:
+        raise UserError(f"--keep = {options.keep}: 1 or more is allowed")
+    store = settings.paths().store
+    profiles = [path.stem for path in (settings.project() / settings.PROFILES).glob("*.cfg") if path.stem != "cron"]
+    exports = [*exports_folders(), *(settings.paths(data).exports / data for data in profiles)]
+    try:
+        with files.alone(store) if options.delete else contextlib.nullcontext():
+            found = retention.unneeded(store, exports, options.keep)
+            for item in found if options.delete else ():
+                retention.remove(item)
+    except BlockingIOError:
+        raise UserError(f"something runs that works in {shown(store)}; prune when it has ended") from None
+    rows = []
+    for kind in dict.fromkeys(item.kind for item in found):
+        sizes = [item.bytes for item in found if item.kind == kind]
+        rows.append([kind, str(len(sizes)), megabytes(sum(sizes))])
+    for line in runs.aligned(rows):
+        console.say(line)
+    size = megabytes(sum(item.bytes for item in found))
+    what = f"{len(found)} outputs ({size}) that no version and none of the last {options.keep} runs needs"
+    again = f"python -m pipeline runs prune --keep {options.keep} --delete"
+    if options.delete:
+        console.say(f"removed {what}; then the vectors of their photos: python -m pipeline cache prune")
+    else:
+        console.say(f"{what}; remove them with: {again}" if found else what)
+    return 0
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
