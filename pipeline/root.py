@@ -170,9 +170,7 @@ class Export(QuietTask):
         photos = self.look()
         snapshot = dataset.fingerprint(photos)
         kept = settings.paths(self.data).snapshot(self.data, snapshot)
-        if kept.is_file():
-            os.utime(kept)  # it is the newest again, which runs prune keeps
-        else:
+        if not kept.is_file():
             kept.parent.mkdir(parents=True, exist_ok=True)
             dataset.write_photos(kept, photos)
         return self.classifier_of(snapshot)
@@ -257,6 +255,8 @@ class Export(QuietTask):
         try:
             self.check()
             if sources.has_photos(self.photos_folder):
+                # Where its photos are those of an old run: the newest snapshots are what runs prune keeps.
+                os.utime(settings.paths(self.data).snapshot(self.data, self.classifier.snapshot))
                 return [self.photos_check]
             source = settings.profile(self.data).images
             if self.images or not (source.url or source.draw_per_class):
