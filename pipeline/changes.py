@@ -90,6 +90,11 @@ class Changes:
 WORDS = {"added": "added", "removed": "removed", "edited": "edited", "moved": "moved or renamed", "relabelled": "relabelled"}
 
 
+def is_any(changes: dict[str, Any]) -> bool:
+    """Whether ``Changes.as_json`` has any; new classes and those that are gone come with photos."""
+    return any(changes[name]["count"] for name in WORDS)
+
+
 def sentence(changes: dict[str, Any]) -> str:
     """``Changes.as_json`` in a few words."""
     counts = [f"{changes[name]['count']} {words}" for name, words in WORDS.items() if changes[name]["count"]]

@@ -167,9 +167,9 @@ class _Check(Artifact):
         """Whether there is a live version, with a whole file ``name`` in it."""
         return bool(self.live_version) and not files.damage(self.live_folder, contents=True, names=[name])
 
-    def say(self, outcomes: Sequence[checks.Outcome]) -> None:
-        """Print what a check came to."""
-        for outcome in outcomes:
+    def say(self, outcomes: Sequence[checks.Outcome], since: dict[str, Any] | None) -> None:
+        """Print what a check came to, unless the photos are the same."""
+        for outcome in outcomes if since is None or changes.is_any(since) else ():
             if outcome.check in ("unreadable", "duplicates"):
                 continue  # IndexImages has said it
             if not outcome.fine:
@@ -206,7 +206,7 @@ class CheckPhotos(_Check):
             }
         limits = checks.Limits(self.photos_fall_limit, self.class_share_limit, self.unreadable_limit)
         outcomes = checks.of_photos(dataset.each_photo(index), self.requires().output().manifest()["skipped"], before, limits)
-        self.say(outcomes)
+        self.say(outcomes, since)
         return {"data": self.data, "since": since, "checks": [outcome.as_json() for outcome in outcomes]}
 
 
@@ -366,7 +366,7 @@ class CheckDrift(_Check):
         elif self.live_version:
             theirs = checks.ClassStatistics.read(self.live_folder / checks.STATISTICS)
             outcomes = [checks.of_vectors(packed.statistics(), theirs, self.live_version, self.drift_limit)]
-        self.say(outcomes)
+        self.say(outcomes, found["since"])
         return {"data": self.data, "since": found["since"], "checks": [*found["checks"], *(outcome.as_json() for outcome in outcomes)]}
 
 
