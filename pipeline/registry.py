@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pipeline import files
@@ -17,6 +18,9 @@ from pipeline.errors import UserError
 LATEST = "latest"
 REPORTED = ("drawn", "temperature", "evaluation")
 """What the manifest of a version has of its report."""
+
+MERGED = ("formats",)
+"""What it has of all its parts."""
 
 _VERSION = re.compile(r"(\d{4,})-[0-9a-f]+")
 
@@ -41,10 +45,17 @@ def key_of(version: Path) -> str:
     return str(files.read_json(version / files.MANIFEST)["key"])
 
 
-def publish(classifier: Path, exports: Path, note_waiting: files.Waiting, *, report: Path | None = None) -> Path:
+def holds(version: Path, key: str, formats: Iterable[str]) -> bool:
+    """Whether a version has the classifier ``key``, and was made with these formats, and perhaps more."""
+    return key_of(version) == key and set(formats) <= set(files.read_json(version / files.MANIFEST).get("formats", ()))
+
+
+def publish(
+    classifier: Path, exports: Path, note_waiting: files.Waiting, *, report: Path | None = None, formats: Sequence[Path] = ()
+) -> Path:
     """Put a finished classifier into the next version of a data set and make it the latest; return its folder.
 
-    The files of ``report`` come to lie beside those of the classifier, and the manifest says what both say.
+    The files of ``report`` and ``formats`` come to lie beside those of the classifier, and the manifest says what all of them say.
 
     A classifier that was published before becomes the latest again under its old version, unless that is damaged. Files are
     copied and not linked: a program that writes into a published file must not reach the original.
@@ -55,7 +66,8 @@ def publish(classifier: Path, exports: Path, note_waiting: files.Waiting, *, rep
     with files.locked(exports / ".lock", waiting=note_waiting):
         files.sweep(exports)
         before = versions(exports)
-        version = next((folder for folder in before if key_of(folder) == key and not files.damage(folder, contents=True)), None)
+        names = [name for folder in formats for name in files.read_json(folder / files.MANIFEST)["formats"]]
+        version = next((folder for folder in before if holds(folder, key, names) and not files.damage(folder, contents=True)), None)
         if version is None:
             # Also past versions that are damaged, or half there from elsewhere: a number is never given twice.
             taken = [int(path.name.partition("-")[0]) for path in exports.glob("*-*") if _VERSION.fullmatch(path.name)]
@@ -66,8 +78,8 @@ def publish(classifier: Path, exports: Path, note_waiting: files.Waiting, *, rep
                 shutil.copytree(classifier, temporary)
                 if damage := files.damage(temporary, contents=True):
                     raise UserError(f"{classifier} is not published, it is damaged ({damage}); remove it and run again")
-                if report:
-                    _add_report(temporary, report)
+                for part in (*formats, *([report] if report else [])):
+                    _add(temporary, part)
                 files.move_folder(temporary, version)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -79,14 +91,17 @@ def publish(classifier: Path, exports: Path, note_waiting: files.Waiting, *, rep
     return version
 
 
-def _add_report(version: Path, report: Path) -> None:
-    classifier, evaluated = (files.read_json(folder / files.MANIFEST) for folder in (version, report))
-    for name in evaluated["files"]:
-        shutil.copy2(report / name, version / name)
-    if damage := files.damage(report, contents=True):
-        raise UserError(f"{report} is not published, it is damaged ({damage}); remove it and run again")
-    timings = {**classifier.get("timings", {}), evaluated["task"]: evaluated["seconds"]}
-    files.write_manifest(version, {**{name: evaluated[name] for name in REPORTED}, **classifier, "timings": timings})
+def _add(version: Path, part: Path) -> None:
+    """Put the files of a finished folder beside those of a version, and into its manifest what both say."""
+    said, added = (files.read_json(folder / files.MANIFEST) for folder in (version, part))
+    for name in added["files"]:
+        shutil.copy2(part / name, version / name)
+    if damage := files.damage(part, contents=True):
+        raise UserError(f"{part} is not published, it is damaged ({damage}); remove it and run again")
+    merged = {name: {**said.get(name, {}), **added.get(name, {})} for name in MERGED}
+    timings = {**said.get("timings", {}), added["task"]: added["seconds"]}
+    reported = {name: added[name] for name in REPORTED if name in added}
+    files.write_manifest(version, {**reported, **said, **merged, "timings": timings})
 
 
 def find(name: str, exports: Path) -> Path:

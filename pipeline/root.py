@@ -28,7 +28,7 @@ from pipeline.tasks import SKIPPED, ExportGraph, FetchImages, FolderOfPhotos, Re
 INTERRUPTED = 130  # as shells have it for Ctrl-C
 
 
-@inherits(ExportGraph)
+@inherits(Report)
 class Export(QuietTask):
     """From a folder of labelled photos to a published classifier. The only task that looks at the folder, once a run."""
 
@@ -148,14 +148,14 @@ class Export(QuietTask):
     @property
     def report(self) -> Report:
         """The task that evaluates the classifier."""
-        return self.classifier.clone(Report)
+        return self.classifier.clone(Report, formats=self.formats)
 
     @property
     def live(self) -> Path | None:
         """The published version, if it is what these photos and settings give."""
         paths = settings.paths(self.data)
         version = registry.live(paths.exports / self.data)
-        if version is None or registry.key_of(version) != self.classifier.key or files.damage(version):
+        if version is None or not registry.holds(version, self.classifier.key, self.formats) or files.damage(version):
             return None
         return version if all(files.same_content(version / name, copy) for name, copy in self.copies.items()) else None
 
@@ -214,13 +214,16 @@ class Export(QuietTask):
                     say_up_to_date(fallback)
                 return
             yield self.report
-            for task in (self.classifier, self.report):
+            formats = self.report.exported_formats
+            for task in (self.classifier, *formats, self.report):
                 task.mend()
             exports = settings.paths(self.data).exports / self.data
             before = registry.versions(exports)
             if (was_live := registry.live(exports)) and (damage := files.damage(was_live)):
                 console.warn(f"{shown(was_live)} is damaged ({damage}); a new version takes its place")
-            version = registry.publish(self.classifier.folder, exports, console.note, report=self.report.folder)
+            version = registry.publish(
+                self.classifier.folder, exports, console.note, report=self.report.folder, formats=[task.folder for task in formats]
+            )
             for name, copy in self.copies.items():
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 files.write_atomic(copy, (version / name).read_bytes())

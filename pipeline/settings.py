@@ -316,6 +316,28 @@ def choice(values: Sequence[str], **kwargs: Any) -> Checked:
     return Checked(str, lambda value: value in values, ", ".join(values[:-1]) + f" or {values[-1]}", **kwargs)
 
 
+class Choices(Checked):
+    """A parameter of any number of choices, written with commas between them; ``none`` where there is none."""
+
+    def serialize(self, x: Any) -> str:
+        return (",".join(map(str, x)) or "none") if isinstance(x, (tuple, list)) else str(x)
+
+
+def choices(values: Sequence[str], **kwargs: Any) -> Checked:
+    """A parameter that is none or several of ``values``: ``one,other``. Its value has them in the order of ``values``."""
+
+    def convert(text: str) -> tuple[str, ...]:
+        given = [] if text == "none" else [part.strip() for part in text.split(",")]
+        return tuple(sorted(given, key=lambda part: values.index(part)))  # ValueError for what is none of them
+
+    def allows(value: Any) -> bool:
+        return isinstance(value, (tuple, list)) and len(set(value)) == len(value) and set(value) <= set(values)
+
+    return Choices(
+        convert, allows, f"none, {', '.join(values[:-1])} or {values[-1]}, or several with commas between,", default=(), **kwargs
+    )
+
+
 def switch(**kwargs: Any) -> Checked:
     """A parameter that is ``true`` or ``false``."""
     return Checked(_to_bool, lambda value: isinstance(value, bool), "true or false", **kwargs)

@@ -75,6 +75,12 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     opened.driver.quit()
 
 
+def exported_format(file: str, accuracy: float = 0.9, problem: str = "") -> dict[str, Any]:
+    """What a manifest says of an exported format."""
+    checked = {"photos": 50, "accuracy": accuracy, "named_alike": 0.99, "largest_difference": 0.0123, "tolerance": "anything"}
+    return {"file": file, "bytes": 12_300_000, "checked": checked, **({"problem": problem} if problem else {})}
+
+
 def make_report(root: Path, labels: list[str], counts: tuple[int, int, int], *, drawn: str = "", live: Path | None = None) -> Path:
     """The report of a training that never was: so many photos of each class in each split, a tenth of them named wrongly."""
     rng = np.random.default_rng(0)
@@ -116,6 +122,7 @@ def make_report(root: Path, labels: list[str], counts: tuple[int, int, int], *, 
         "photos_licence": "CC BY 2.0",
         "backbone": {"name": "tiny-net", "source": "https://example.org/tiny", "licence": "MIT"},
         "graph_sha256": "00" * 32,
+        "formats": {"graph": exported_format("output_graph.pb")},
         "versions": {"python": "3"},
     }
     files.write_json(classifier / files.MANIFEST, manifest)

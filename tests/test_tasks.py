@@ -349,8 +349,8 @@ from pipeline import registry
 publish = registry.publish
 (other,) = Path("store/runs/ExportGraph").iterdir()
 
-def publish_and_be_overtaken(classifier, exports, waiting, *, report):
-    version = publish(classifier, exports, waiting, report=report)
+def publish_and_be_overtaken(classifier, exports, waiting, **parts):
+    version = publish(classifier, exports, waiting, **parts)
     publish(other.resolve(), exports, waiting)
     return version
 
