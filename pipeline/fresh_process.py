@@ -12,18 +12,15 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
+import traceback
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
+from multiprocessing.pool import RemoteTraceback  # type: ignore[attr-defined]  # typeshed lacks it
 from typing import Any, TypeVar
 
 from pipeline.errors import UserError
 
 Result = TypeVar("Result")
-
-AHEAD = 2
-"""Calls that wait in the process while a result is fetched, so that it is never idle."""
 
 
 def map_in_order(function: Callable[..., Result], calls: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
@@ -31,26 +28,46 @@ def map_in_order(function: Callable[..., Result], calls: Iterable[tuple[Any, ...
 
     The function, which has to be one of a module, may keep in its process what the next call needs again. An error that it
     raises is raised here. Raises UserError where the process is killed.
+
+    A plain pipe and not a pool: that has semaphores, of which Python would speak on stderr after Ctrl-C.
     """
     spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(1, spawn, initializer=_begin)
-    waiting: deque[Future[Result]] = deque()
+    here, there = spawn.Pipe()
+    process = spawn.Process(target=_answer, args=(there,))
+    process.start()
+    there.close()
     try:
+        here.send(function)
         for arguments in calls:
-            waiting.append(pool.submit(function, *arguments))
-            if len(waiting) > AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool:
-        raise UserError("a process that was to check the export was killed (out of memory?); run again") from None
+            result, error, where = _ask(here, arguments)
+            if error is not None:
+                raise error from RemoteTraceback(where)
+            yield result
     finally:
-        pool.shutdown(cancel_futures=True)
+        process.kill()  # it has nothing to finish
+        process.join()
+        here.close()
 
 
-def _begin() -> None:
+def _ask(other: Connection, arguments: tuple[Any, ...]) -> Any:
+    try:
+        other.send(arguments)
+        return other.recv()
+    except (EOFError, OSError):
+        raise UserError("the process that runs what is exported was killed (out of memory?); run again") from None
+
+
+def _answer(other: Connection) -> None:
+    """In the new process: answer calls with a result, or an error and where it was raised, until nobody asks any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent says so, and takes us along
     die_with_parent()
+    function = other.recv()  # only now: its module may take seconds to load
+    while True:
+        arguments = other.recv()
+        try:
+            other.send((function(*arguments), None, ""))
+        except Exception as error:
+            other.send((None, error, f"\n{traceback.format_exc()}"))
 
 
 def die_with_parent() -> None:

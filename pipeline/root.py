@@ -248,6 +248,9 @@ def result_lines(data: str, version: Path, classifier: ExportGraph) -> list[str]
         f"predict  {shlex.join([shown(Path(sys.executable)), '-m', 'pipeline', 'predict', data, 'PHOTO.jpg'])}",
         f"report   {shown(version / 'report.html')}",
     ]
+    for exported in manifest.get("formats", {}).values():
+        if exported.get("problem"):
+            lines.append(f"left out {exported['file']}: {exported['problem']}")
     if manifest["skipped"]:
         lines.insert(1, f"left out {manifest['skipped']}, listed with the reasons in {shown(packed.folder / SKIPPED)}")
     return lines
