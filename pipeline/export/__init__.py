@@ -8,16 +8,19 @@ Each is loaded again in a fresh process and run over the test photos; what does 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
 from pipeline import backbones, files
+from pipeline.backbones import Backbone
 from pipeline.checkpoint import Checkpoints
 from pipeline.console import Report
 from pipeline.errors import UserError
 from pipeline.export import graph, saved_model
-from pipeline.export.agreement import Run, TestSplit, Tolerance, measure
+from pipeline.export.agreement import Agreement, Run, TestSplit, Tolerance, measure
 from pipeline.export.graph import BYTES_INPUT, IMAGE_INPUT, Joined, join, load_graph, load_network
+from pipeline.network import Network
 from pipeline.tensorflow_v1 import session, tf
 
 __all__ = ["CHECKPOINT", "GRAPH", "LABELS", "SAVED_MODEL", "Joined", "export", "join", "load_graph", "load_network"]
@@ -64,47 +67,55 @@ def export(
     files.write_atomic(folder / GRAPH, frozen.SerializeToString(deterministic=True))
     files.write_atomic(folder / LABELS, "".join(f"{label}\n" for label in test.labels).encode())
     saved_model.write(folder / SAVED_MODEL, folder / GRAPH, final_tensor_name, test.labels)
-    tolerance = TOLERANCE.towards(precision)
-    runs = [
-        Run(called, load, (path, *known, given), tolerance, photos)
-        for called, load, path, known in (
-            (GRAPH, load_network, folder / GRAPH, (final_tensor_name,)),
-            (SAVED_MODEL, saved_model.load_network, folder / SAVED_MODEL, ()),
-        )
-        for given, photos in ((BYTES_INPUT, 0), (IMAGE_INPUT, PHOTOS_AS_PIXELS))
-    ]
-    agreements = measure(runs, test, report)
-    for run, agreement in zip(runs, agreements):
+    checked = _check(folder, final_tensor_name, test, TOLERANCE.towards(precision), report)
+    return _in_words(folder, final_tensor_name, test.labels, backbone, checked)
+
+
+def _check(folder: Path, final_tensor_name: str, test: TestSplit, tolerance: Tolerance, report: Report) -> dict[str, dict[str, Agreement]]:
+    """How graph and SavedModel agree with training, by file and input. Raises UserError where one does not."""
+    files_and_inputs = [(file, given) for file in (GRAPH, SAVED_MODEL) for given in (BYTES_INPUT, IMAGE_INPUT)]
+    loads: dict[str, tuple[Callable[..., Network], tuple[Hashable, ...]]] = {
+        GRAPH: (load_network, (folder / GRAPH, final_tensor_name)),
+        SAVED_MODEL: (saved_model.load_network, (folder / SAVED_MODEL,)),
+    }
+    runs = []
+    for file, given in files_and_inputs:
+        load, arguments = loads[file]
+        runs.append(Run(file, load, (*arguments, given), tolerance, PHOTOS_AS_PIXELS if given == IMAGE_INPUT else 0))
+    found: dict[str, dict[str, Agreement]] = {GRAPH: {}, SAVED_MODEL: {}}
+    for (file, given), agreement in zip(files_and_inputs, measure(runs, test, report)):
+        found[file][given] = agreement
         if agreement.problem:
             raise UserError(
-                f"not exported: {run.called}, through {run.arguments[-1]}: {agreement.problem}; "
-                "this is a fault of the program or the machine: report it"
+                f"not exported: {file}, through {given}: {agreement.problem}; this is a fault of the program or the machine: report it"
             )
+    return found
+
+
+def _in_words(
+    folder: Path, final_tensor_name: str, labels: list[str], backbone: Backbone, checked: dict[str, dict[str, Agreement]]
+) -> dict[str, Any]:
+    """What the manifest says: tensors, labels, and each format with its size and how it agrees with training."""
     inputs = {
         BYTES_INPUT: {"dtype": "string", "shape": [None], "holds": "encoded images"},
         IMAGE_INPUT: graph.pixels_in_words(None, backbone.input_size),
     }
-    probabilities = {"dtype": "float32", "shape": [None, len(test.labels)]}
+    probabilities = {"dtype": "float32", "shape": [None, len(labels)]}
     bottleneck = {"dtype": "float32", "shape": [None, backbone.width]}
-    classes = {"dtype": "string", "shape": [None, len(test.labels)]}
+    classes = {"dtype": "string", "shape": [None, len(labels)]}
     outputs = {saved_model.CLASSES: classes, saved_model.SCORES: probabilities, saved_model.BOTTLENECK: bottleneck}
     signatures = {saved_model.SIGNATURES[name]: {"inputs": {name: said}, "outputs": outputs} for name, said in inputs.items()}
-    checked = [agreement.as_json() for agreement in agreements]
+
+    def exported(file: str) -> dict[str, Any]:
+        by_bytes, by_pixels = (checked[file][given].as_json() for given in (BYTES_INPUT, IMAGE_INPUT))
+        return {"file": file, "bytes": files.size(folder / file), "checked": by_bytes, "checked_as_pixels": by_pixels}
+
     return {
         "inputs": {name: {"tensor": f"{name}:0", **said} for name, said in inputs.items()},
         "output": {"tensor": f"{final_tensor_name}:0", **probabilities},
         "bottleneck": {"tensor": f"{graph.BOTTLENECK}:0", **bottleneck},
-        "labels": test.labels,
+        "labels": labels,
         "labels_sha256": files.sha256_file(folder / LABELS),
         "graph_sha256": files.sha256_file(folder / GRAPH),
-        "formats": {
-            "graph": {"file": GRAPH, "bytes": files.size(folder / GRAPH), "checked": checked[0], "checked_as_pixels": checked[1]},
-            "saved-model": {
-                "file": SAVED_MODEL,
-                "bytes": files.size(folder / SAVED_MODEL),
-                "signatures": signatures,
-                "checked": checked[2],
-                "checked_as_pixels": checked[3],
-            },
-        },
+        "formats": {"graph": exported(GRAPH), "saved-model": {**exported(SAVED_MODEL), "signatures": signatures}},
     }

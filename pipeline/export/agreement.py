@@ -167,8 +167,8 @@ class Agreement:
         self.largest_difference = max(self.largest_difference, float(by.max()))
         for row in np.lexsort((-by.max(axis=1), ~differ))[:LISTED]:
             place = int(by[row].argmax())
-            found_one = Difference(readable(photos[row].path), labels[place], float(trained[row, place]), float(found[row, place]))
-            self._worst.append((bool(differ[row]), float(by[row, place]), found_one))
+            difference = Difference(readable(photos[row].path), labels[place], float(trained[row, place]), float(found[row, place]))
+            self._worst.append((bool(differ[row]), float(by[row, place]), difference))
         self._worst = sorted(self._worst, key=lambda ranked: ranked[:2], reverse=True)[:LISTED]
 
     @property
