@@ -10,11 +10,8 @@ import contextlib
 import importlib.metadata
 import json
 import math
-import multiprocessing
-import os
 import platform
 import shutil
-import threading
 import time
 from collections.abc import Iterator
 from functools import cached_property
@@ -27,6 +24,7 @@ from luigi.task import flatten
 
 from pipeline import console, files, luigi_program, settings
 from pipeline.errors import UserError
+from pipeline.fresh_process import die_with_parent
 
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 SECONDS_BETWEEN_STATUS = 2.0
@@ -105,22 +103,6 @@ def guarded() -> Iterator[None]:
         if isinstance(error, OSError) and error.filename:
             raise UserError(f"{error.filename}: {error.strerror}; mend that, then run again: it goes on where it was") from error
         raise
-
-
-def die_with_parent() -> None:
-    """End this worker process when the ``luigi`` that forked it dies, however it dies.
-
-    Otherwise a worker outlives a ``luigi`` that is killed with -9, and works on beside the next one.
-    """
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 class Artifact(QuietTask):

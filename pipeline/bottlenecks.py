@@ -116,7 +116,7 @@ def _compute_batch(
     for number, row in enumerate(rows):
         if outcomes[number] is not None:
             try:
-                encoded[number] = _encoded(row, folder)
+                encoded[number] = read_encoded(row, folder)
             except BadImage as error:
                 outcomes[number] = str(error)
     if encoded:
@@ -131,8 +131,8 @@ def _compute_batch(
     return outcomes
 
 
-def _encoded(row: Photo, folder: Path) -> bytes:
-    """The bytes of a row's photo, as TensorFlow reads them rightly. Raises BadImage."""
+def read_encoded(row: Photo, folder: Path) -> bytes:
+    """The bytes of a row's photo, as TensorFlow reads them rightly. Raises BadImage where they are gone, or others by now."""
     data = images.read_file(folder / row.path)
     if files.sha256_bytes(data) != row.sha256:
         raise BadImage("it changed while the run was going on; the next run takes it as it is then")

@@ -36,6 +36,11 @@ def sha256_folder(folder: Path) -> str:
     return sha256_bytes("".join(rows).encode("utf-8", "surrogateescape"))
 
 
+def size(path: Path) -> int:
+    """The bytes of a file, or of all files below a folder."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
+
+
 def same_content(one: Path, other: Path) -> bool:
     """Whether two files are there and hold the same bytes."""
     try:

@@ -427,7 +427,7 @@ def build(folder: Path, bottleneck: tf.Tensor, classes: int) -> tuple[tf.Tensor,
     shapes = dict(tf.train.list_variables(checkpoint.latest(folder)))
     hidden_units = shapes.get(f"{CHOSEN}/hidden_biases", [0])[0]
     layer = heads.variables(Shape(int(bottleneck.shape[-1]), classes, hidden_units), SCOPE)
-    return heads.logits(bottleneck, layer)[:, 0], layer
+    return heads.logits(heads.standardised(bottleneck, layer), layer)[:, 0], layer
 
 
 def restore(running: tf.Session, folder: Path, layer: Layer) -> None:

@@ -122,6 +122,15 @@ def of_graph(
     return Network(lambda *fed: run(*fed[:batch]), batch=batch, threads=2 * usable_cores())
 
 
+def decoder(size: int) -> Callable[[bytes], np.ndarray]:
+    """A call: encoded image → pixels, float32 [size, size, 3] in 0..255, as they come before ``normalise``."""
+    with tf.Graph().as_default():
+        encoded = tf.placeholder(tf.string, [])
+        pixels = images.decode_and_resize(encoded, size)
+        run: Callable[[bytes], np.ndarray] = session(threads=usable_cores()).make_callable(pixels, [encoded])
+    return run
+
+
 def _refuse_precision(precision: str) -> None:
     if precision == "bfloat16" and not computes_bfloat16():
         raise UserError("precision = bfloat16: this CPU has no avx512_bf16 or amx_bf16, so it would be slower; take float32")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,11 +19,14 @@ from pipeline.errors import UserError
 
 LATEST = "latest"
 PINNED = "pinned"
-ADDED = ("drawn", "temperature", "evaluation", "verdict", "formats", "since", "checks")
-"""What the manifest of a version has of its further parts."""
+ADDED = ("drawn", "temperature", "evaluation", "verdict", "since", "checks")
+"""What the manifest of a version has of its further parts, beside their ``formats``."""
 
 Copies = Mapping[str, Path]
 NO_COPIES: Copies = MappingProxyType({})
+
+MERGED = ("formats",)
+"""What it has of all its parts."""
 
 _VERSION = re.compile(r"(\d{4,})-[0-9a-f]+")
 
@@ -48,9 +51,14 @@ def key_of(version: Path) -> str:
     return str(files.read_json(version / files.MANIFEST)["key"])
 
 
-def version_of(key: str, exports: Path) -> Path | None:
-    """The version that the classifier of this key was published as, or None."""
-    found = [version for version in versions(exports, f"*-{key[:8]}") if key_of(version) == key]
+def holds(version: Path, key: str, formats: Iterable[str]) -> bool:
+    """Whether a version has the classifier ``key``, and was made with these formats, and perhaps more."""
+    return key_of(version) == key and set(formats) <= set(files.read_json(version / files.MANIFEST).get("formats", ()))
+
+
+def version_of(key: str, formats: Iterable[str], exports: Path) -> Path | None:
+    """The newest version that holds the classifier of this key and these formats, or None."""
+    found = [version for version in versions(exports, f"*-{key[:8]}") if holds(version, key, formats)]
     return found[-1] if found else None
 
 
@@ -79,7 +87,8 @@ def publish(parts: Sequence[Path], exports: Path, note_waiting: files.Waiting, *
             now = None
         if now and key_of(now) not in (instead_of, key):
             raise Overtaken
-        same = now if now and key_of(now) == key else version_of(key, exports)
+        formats = {name for part in parts for name in files.read_json(part / files.MANIFEST).get("formats", ())}
+        same = now if now and holds(now, key, formats) else version_of(key, formats, exports)
         if same and not files.damage(same, contents=True):
             _make_live(same, copies)
             return same
@@ -99,7 +108,8 @@ def publish(parts: Sequence[Path], exports: Path, note_waiting: files.Waiting, *
 def _merge(parts: Sequence[Path], folder: Path) -> None:
     """Copy the files of all parts into one folder, and write the manifest of the first with what the others add."""
     first, *others = (files.read_json(part / files.MANIFEST) for part in parts)
-    added: dict[str, Any] = {"formats": {}}
+    added: dict[str, Any] = {}
+    formats = dict(first.get("formats", {}))
     timings = dict(first.get("timings", {}))
     for part, manifest in zip(parts, (first, *others)):
         if damage := files.damage(part, contents=True):
@@ -111,9 +121,9 @@ def _merge(parts: Sequence[Path], folder: Path) -> None:
             shutil.copy2(part / name, folder / name)
         timings[manifest.get("task", "ExportGraph")] = manifest.get("seconds")
     for manifest in others:
-        added["formats"].update(manifest.get("formats", {}))
-        added.update({name: manifest[name] for name in ADDED if name in manifest and name != "formats"})
-    files.write_manifest(folder, {**added, **first, "timings": timings})
+        formats |= manifest.get("formats", {})
+        added |= {name: manifest[name] for name in ADDED if name in manifest}
+    files.write_manifest(folder, {**added, **first, "formats": formats, "timings": timings})
 
 
 def _make_live(version: Path, copies: Copies) -> None:

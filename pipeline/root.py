@@ -48,7 +48,6 @@ from pipeline.tasks import (
     ExportGraph,
     FetchImages,
     FolderOfPhotos,
-    Gate,
     Report,
     absolute_model,
     fallback_of,
@@ -76,7 +75,7 @@ class Outcome:
     verdict: dict[str, Any] | None
 
 
-@inherits(Gate, CheckDrift)
+@inherits(Report, CheckDrift)
 class Export(QuietTask):
     """From a folder of labelled photos to a published classifier. The only task that looks at the folder, once a run."""
 
@@ -264,8 +263,8 @@ class Export(QuietTask):
     def outcome(self) -> Outcome | None:
         """What the photos and settings, as they are now, have come to; None where there is something to do."""
         live = registry.live(self.exports)
-        version = registry.version_of(self.classifier.key, self.exports)
-        if live and version and live != version and registry.key_of(live) == self.classifier.key:
+        version = registry.version_of(self.classifier.key, self.formats, self.exports)
+        if live and version and live != version and registry.holds(live, self.classifier.key, self.formats):
             version = live
         if live and version and not files.damage(version):
             if version == live and not all(files.same_content(version / name, copy) for name, copy in settings.copies(self.data).items()):
@@ -364,7 +363,7 @@ class Export(QuietTask):
 
     def _publish_once(self, report: Report) -> Path | None:
         with files.in_use(settings.paths().store):
-            parts = [self.classifier, report]
+            parts = [self.classifier, *report.exported_formats, report]
             for task in parts:
                 task.mend()
             verdict = report.output().manifest()["verdict"]
@@ -411,6 +410,9 @@ def result_lines(data: str, version: Path, classifier: ExportGraph) -> list[str]
         f"predict  {shlex.join([shown(Path(sys.executable)), '-m', 'pipeline', 'predict', data, 'PHOTO.jpg'])}",
         f"report   {shown(version / 'report.html')}",
     ]
+    for exported in manifest.get("formats", {}).values():
+        if exported.get("problem"):
+            lines.append(f"left out {exported['file']}: {exported['problem']}")
     if manifest["skipped"]:
         lines.insert(1, f"left out {manifest['skipped']}, listed with the reasons in {shown(packed.folder / SKIPPED)}")
     return lines

@@ -424,10 +424,10 @@ class Choices(Checked):
 
 
 def choices(values: Sequence[str], *, default: tuple[str, ...], **kwargs: Any) -> Checked:
-    """A parameter that is any number of ``values``: ``photos,labels``; or ``none``."""
+    """A parameter that is any number of ``values``, in their order: ``photos,labels``; or ``none``."""
 
     def convert(text: str) -> tuple[str, ...]:
-        return () if text == "none" else tuple(name.strip() for name in text.split(","))
+        return () if text == "none" else tuple(sorted((name.strip() for name in text.split(",")), key=values.index))
 
     def allows(value: Any) -> bool:
         return isinstance(value, tuple) and all(name in values for name in value) and len(set(value)) == len(value)

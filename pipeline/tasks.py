@@ -1,6 +1,6 @@
 """The task graph. Each ``make`` is a few lines that call the library; nothing here imports TensorFlow at the top.
 
-FetchImages ─► IndexImages ─┬─► CheckPhotos    ┌─► CheckDrift
+FetchImages ─► IndexImages ─┬─► CheckPhotos    ┌─► CheckDrift                    ┌─► ExportTFLite… ─┐
                             ├─► ComputeBottlenecks ─► TrainFinalLayer ─► ExportGraph ─► Gate ─► Report ─► Export
 DownloadModel ──────────────┘
 
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import luigi
 from luigi import worker
 from luigi.parameter import UnconsumedParameterWarning
-from luigi.util import requires
+from luigi.util import inherits, requires
 
 from pipeline import artifacts, backbones, changes, checks, console, dataset, files, images, luigi_program, settings, sources
 from pipeline.artifacts import Artifact, QuietTask
@@ -30,7 +30,7 @@ from pipeline.console import shown
 from pipeline.dataset import Photo
 from pipeline.errors import DataMissing, UserError
 from pipeline.extraction import Extraction
-from pipeline.settings import choice, number, numbers, switch, text, whole_number
+from pipeline.settings import choice, choices, number, numbers, switch, text, whole_number
 from pipeline.vector_cache import VectorCache
 
 if TYPE_CHECKING:
@@ -452,9 +452,9 @@ class TrainFinalLayer(Artifact):
 
 @requires(IndexImages, DownloadModel, ComputeBottlenecks, TrainFinalLayer)
 class ExportGraph(Artifact):
-    """Backbone and final layer joined, frozen and checked."""
+    """Backbone and final layer joined, frozen and checked: a graph and a SavedModel."""
 
-    VERSION = "1"
+    VERSION = "2"
 
     final_tensor_name = text(
         r"(?!(?:image|image_bytes|bottleneck)$)[A-Za-z0-9.][A-Za-z0-9_.\-]*",
@@ -467,16 +467,18 @@ class ExportGraph(Artifact):
         from pipeline import export
 
         _, model_task, packed, training = self.requires()
-        graph = export.export(
-            work,
-            model_task.folder,
-            training.folder,
-            packed.folder,
-            Path(self.images),
-            final_tensor_name=self.final_tensor_name,
-            average_views=self.average_views,
-            precision=self.precision,
-        )
+        with self.progress("test photos") as report:
+            graph = export.export(
+                work,
+                model_task.folder,
+                training.folder,
+                packed.folder,
+                Path(self.images),
+                final_tensor_name=self.final_tensor_name,
+                average_views=self.average_views,
+                precision=self.precision,
+                report=report,
+            )
         trained = training.output().manifest()
         of_candidate = ("best_step", "validation_loss", "validation_accuracy", "learning_rate", "weight_decay", "label_smoothing")
         kept = (*of_candidate, "test_count", "test_correct", "test_accuracy", "test_interval")
@@ -491,6 +493,57 @@ class ExportGraph(Artifact):
             **{name: packed.output().manifest()[name] for name in counted},
             "timings": {task.task_family: task.output().manifest()["seconds"] for task in self.requires()},
         }
+
+
+@requires(ComputeBottlenecks, TrainFinalLayer, ExportGraph)
+class ExportTFLite(Artifact):
+    """The classifier for TensorFlow Lite. Subclasses say of which ``KIND``."""
+
+    VERSION = "1"
+    KIND: str
+
+    def make(self, work: Path) -> dict[str, Any]:
+        from pipeline import export
+        from pipeline.export import tflite
+
+        packed, training, classifier = self.requires()
+        with self.progress("test photos") as report:
+            said = tflite.export(
+                work,
+                self.KIND,
+                graph=classifier.folder / export.GRAPH,
+                final_tensor_name=self.final_tensor_name,
+                packed=packed.folder,
+                training=training.folder,
+                photos=Path(self.images),
+                precision=self.precision,
+                report=report,
+            )
+        if said["problem"]:
+            console.warn(f"{said['file']} is not published: {said['problem']}")
+        return {"data": self.data, "formats": {f"tflite-{self.KIND}": said}}
+
+
+class ExportTFLiteFloat32(ExportTFLite):
+    """The classifier for TensorFlow Lite, as the graph computes."""
+
+    KIND = "float32"
+
+
+class ExportTFLiteFloat16(ExportTFLite):
+    """The classifier for TensorFlow Lite, its weights in half the bytes."""
+
+    KIND = "float16"
+
+
+class ExportTFLiteInt8(ExportTFLite):
+    """The classifier for TensorFlow Lite, in whole numbers."""
+
+    KIND = "int8"
+
+
+FORMATS = {f"tflite-{task.KIND}": task for task in (ExportTFLiteFloat32, ExportTFLiteFloat16, ExportTFLiteInt8)}
+"""What is exported on request, by the name that it is asked for with."""
 
 
 @requires(IndexImages, DownloadModel, ComputeBottlenecks, TrainFinalLayer, ExportGraph)
@@ -554,18 +607,28 @@ class Gate(Artifact):
 NOT_JUDGED = {"accepted": True, "against": [], "findings": [], "words": "accepted without being judged, as gate = false says"}
 
 
-@requires(IndexImages, DownloadModel, ComputeBottlenecks, TrainFinalLayer, ExportGraph, Gate)
+@inherits(Gate)
 class Report(Artifact):
     """What the classifier is worth: its figures on the test photos, a page and a model card; and what the next run compares with."""
 
     VERSION = "2"
 
     checked = luigi.Parameter(default="", positional=False, significant=False)
+    formats = choices(tuple(FORMATS), default=(), description="formats to export beside the graph and the SavedModel")
+
+    def requires(self) -> list[Artifact]:
+        steps = (IndexImages, DownloadModel, ComputeBottlenecks, TrainFinalLayer, ExportGraph, Gate)
+        return [*map(self.clone, steps), *self.exported_formats]
+
+    @property
+    def exported_formats(self) -> list[Artifact]:
+        """The tasks that make the formats that are wanted."""
+        return [self.clone(FORMATS[name]) for name in self.formats]
 
     def make(self, work: Path) -> dict[str, Any]:
         from pipeline import report
 
-        index, _, packed, training, classifier, judged = self.requires()
+        index, _, packed, training, classifier, judged, *formats = self.requires()
         changes.write_photos(work / changes.PHOTOS, dataset.each_photo(index.folder / INDEX))
         packed.statistics().write(work / checks.STATISTICS)
         checked = (files.read_manifest(Path(self.checked)) if self.checked else None) or {}
@@ -575,6 +638,7 @@ class Report(Artifact):
             packed=packed.folder,
             training=training.folder,
             classifier=classifier.folder,
+            formats=[task.folder for task in formats],
             photos=Path(self.images),
             origin=report.Origin(
                 data=self.data,

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def _hushed() -> Iterator[None]:
+def hushed() -> Iterator[None]:
     """Keep back what is written to stderr, by C++ code too; show it where the block fails."""
     kept = os.dup(2)
     with tempfile.TemporaryFile() as held_back:
@@ -34,7 +34,7 @@ def _hushed() -> Iterator[None]:
 # TensorFlow heeds the level only once its logging is set up; before that, while it loads and looks for a GPU, nothing
 # but a closed ear helps. So it looks for the GPU here and not at the first session.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-with _hushed():
+with hushed():
     import tensorflow as tf2
     import tensorflow.compat.v1 as tf
     from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
@@ -43,7 +43,7 @@ with _hushed():
 
     tf.config.experimental.list_physical_devices("GPU")
 
-__all__ = ["SavedModel", "control_flow_v1", "convert_variables_to_constants_v2", "has_gpu", "session", "tf", "tf2"]
+__all__ = ["SavedModel", "control_flow_v1", "convert_variables_to_constants_v2", "has_gpu", "hushed", "session", "tf", "tf2"]
 
 tf.logging.set_verbosity(tf.logging.ERROR)
 # TensorFlow warns that its own v1 calls are old. They are what this project is about.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,31 @@ def test_the_page_on_checkpoints(paste: Any, capsys: pytest.CaptureFixture[str])
         assert sum(bool(np.any(gradient)) for gradient in gradients) == len(variables)  # all of them would be trained
         running.run(names["step"], {names["joined"].image_bytes: [photo]})
         assert running.run(names["loss"], {names["joined"].image_bytes: [photo]}) < before[0]
+
+
+def test_the_page_on_exports_and_a_format_on_request(
+    paste: Any, copy_of_finished: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = copy_of_finished
+    before = {task: project.runs(task) for task in ("TrainFinalLayer", "ExportGraph")}
+    arguments = ("--data", "colours", "--how-many-training-steps", "300")
+    done = project.export(*arguments, "--formats", "tflite-int8")
+    assert done.returncode == 0, done.stderr
+    assert {task: project.runs(task) for task in before} == before  # nothing was trained, and no graph exported
+    version = project.live("colours")
+    formats = json.loads((version / "manifest.json").read_text())["formats"]
+    assert list(formats) == ["graph", "saved-model", "tflite-int8"]
+    assert all((version / said["file"]).exists() and said["checked"]["accuracy"] == 1 for said in formats.values())
+    assert "classifier_int8.tflite" in (version / "report.html").read_text(encoding="utf-8")
+    assert "nothing to do" in project.export(*arguments).stdout  # what is live has all that is asked for, and more
+
+    monkeypatch.chdir(project.root)
+    shutil.copy(next(Path("data/colours/green").glob("*.png")), "photo.jpg")
+    for snippet in snippets("docs/export.md"):
+        names = paste(snippet)
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["green", "green"]
+    assert names["scores"].argmax() == 1
+    assert names["scores"].shape == (1, 3)
 
 
 def test_the_readme_and_the_page_on_models(paste: Any, finished: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,24 @@
 from __future__ import annotations
 
+import copy
 import io
+import json
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import make_photos
 from PIL import Image
 
-from pipeline import backbones, bottlenecks, checkpoint, dataset, export, final_layer, network
+from pipeline import backbones, bottlenecks, checkpoint, dataset, export, files, final_layer, network
 from pipeline.errors import UserError
+from pipeline.export import tflite
+from pipeline.export.agreement import Tolerance
 from pipeline.tensorflow_v1 import session, tf
 from pipeline.vector_cache import VectorCache
 
@@ -28,7 +37,19 @@ class Trained:
         bottlenecks.pack(rows, cache, 1280, self.packed)
         final_layer.train(self.layer, self.packed, final_layer.Options(30, 8, (0.01,), (0.01,), 10, 10, 0))
 
-    def export(self, folder: Path, name: str = "final_result") -> dict[str, object]:
+    @property
+    def testing(self) -> list[dataset.Photo]:
+        return [photo for photo in dataset.read_photos(self.packed / "index.csv") if photo.split == dataset.TESTING]
+
+    def copied(self, root: Path) -> Trained:
+        """The same with photos and final layer of its own, to be changed."""
+        copied = copy.copy(self)
+        copied.photos, copied.layer = root / "photos", root / "layer"
+        shutil.copytree(self.photos, copied.photos)
+        shutil.copytree(self.layer, copied.layer)
+        return copied
+
+    def export(self, folder: Path, name: str = "final_result") -> dict[str, Any]:
         folder.mkdir()
         return export.export(
             folder, self.backbone, self.layer, self.packed, self.photos, final_tensor_name=name, average_views=self.average
@@ -77,11 +98,16 @@ def test_labels_are_in_the_order_of_the_outputs(exported: Path, trained: Trained
 
 def test_the_manifest_says_how_the_graph_wants_its_input(trained: Trained, tmp_path: Path) -> None:
     says = trained.export(tmp_path / "graph", "scores")
-    assert says["inputs"]["image"]["range"] == [0, 255]  # type: ignore[index]
-    assert says["inputs"]["image"]["shape"] == [None, 224, 224, 3]  # type: ignore[index]
+    assert says["inputs"]["image"]["range"] == [0, 255]
+    assert says["inputs"]["image"]["shape"] == [None, 224, 224, 3]
     assert says["output"] == {"tensor": "scores:0", "dtype": "float32", "shape": [None, 2]}
-    assert says["checked_photos"] > 0  # type: ignore[operator]
-    assert says["largest_difference"] < 1e-5  # type: ignore[operator]
+    assert says["labels_sha256"] == files.sha256_bytes(b"blue\nred\n")
+    for exported in says["formats"].values():
+        assert exported["bytes"] > 1e6
+        for checked in (exported["checked"], exported["checked_as_pixels"]):
+            assert (checked["photos"], checked["changed"], checked["differing"]) == (len(trained.testing), 0, 0)
+            assert checked["accuracy"] == checked["training_accuracy"] == checked["named_alike"] == 1
+            assert checked["largest_difference"] < 1e-5
     export_graph = tmp_path / "graph" / "output_graph.pb"
     with tf.Graph().as_default():
         assert export.load_graph(export_graph, "scores").probabilities.name == "scores:0"
@@ -89,14 +115,32 @@ def test_the_manifest_says_how_the_graph_wants_its_input(trained: Trained, tmp_p
 
 def test_the_same_bytes_each_time(exported: Path, trained: Trained, tmp_path: Path) -> None:
     trained.export(tmp_path / "again")
-    for name in ("output_graph.pb", "labels.txt", "classifier.ckpt.data-00000-of-00001", "classifier.ckpt.index"):
+    for name in (
+        "output_graph.pb",
+        "labels.txt",
+        "classifier.ckpt.data-00000-of-00001",
+        "classifier.ckpt.index",
+        "saved_model/saved_model.pb",
+    ):
         assert (tmp_path / "again" / name).read_bytes() == (exported / name).read_bytes()
 
 
-def test_a_graph_that_disagrees_is_not_exported(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "Packed", lambda folder: np.zeros((16, 1280), np.float32))
-    with pytest.raises(UserError, match=r"not exported: the joined session differs from training by [\d.]+ in a probability"):
-        trained.export(tmp_path / "wrong")
+def test_what_disagrees_with_training_is_not_exported_and_where_is_said(trained: Trained, tmp_path: Path) -> None:
+    """Training remembers another probability of one photo; another photo has changed since, and is left out."""
+    elsewhere = trained.copied(tmp_path / "trained")
+    other, changed, *_ = elsewhere.testing
+    logits = np.load(elsewhere.layer / "testing_logits.npy")
+    logits[0] = logits[0][::-1]
+    np.save(elsewhere.layer / "testing_logits.npy", logits)
+    (elsewhere.photos / changed.path).write_bytes(encoded("PNG"))
+    with pytest.raises(UserError) as caught:
+        elsewhere.export(tmp_path / "wrong")
+    count = len(elsewhere.testing) - 1
+    assert re.search(
+        rf"^not exported: output_graph.pb, through image_bytes: 1 of {count} test photos differ from training, where no photo may differ "
+        rf"by more than 0.0001 in a probability; {other.path}: (blue|red) has the probability [\d.e-]+ in training and [\d.e-]+ here",
+        str(caught.value),
+    )
 
 
 def bottlenecks_of_a_photo_and_its_mirror_image(graph: Path) -> np.ndarray:
@@ -108,7 +152,8 @@ def bottlenecks_of_a_photo_and_its_mirror_image(graph: Path) -> np.ndarray:
 
 def test_what_was_trained_on_a_mean_of_looks_is_exported_so(exported: Path, backbone_folder: Path, tmp_path: Path) -> None:
     averaged = Trained(tmp_path / "trained", backbone_folder, "mirror")
-    assert averaged.export(tmp_path / "graph")["largest_difference"] < 1e-4  # type: ignore[operator]
+    for said in averaged.export(tmp_path / "graph")["formats"].values():
+        assert said["checked"]["largest_difference"] < 1e-4
     photo, mirrored = bottlenecks_of_a_photo_and_its_mirror_image(tmp_path / "graph")
     np.testing.assert_allclose(photo, mirrored, atol=1e-4)
     photo, mirrored = bottlenecks_of_a_photo_and_its_mirror_image(exported)
@@ -116,17 +161,15 @@ def test_what_was_trained_on_a_mean_of_looks_is_exported_so(exported: Path, back
 
 
 def test_without_a_test_photo_nothing_is_exported(trained: Trained, tmp_path: Path) -> None:
-    trained_elsewhere = object.__new__(Trained)
-    trained_elsewhere.__dict__.update(trained.__dict__, photos=tmp_path / "moved away")
+    trained_elsewhere = copy.copy(trained)
+    trained_elsewhere.photos = tmp_path / "moved away"
     with pytest.raises(UserError, match="no test photo can be read"):
         trained_elsewhere.export(tmp_path / "graph")
 
 
 def test_the_checkpoint_comes_back_in_plain_tensorflow(exported: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
-    moved.mkdir()
-    for path in exported.iterdir():
-        (moved / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(exported, moved)
     latest = tf.train.latest_checkpoint(str(moved))
     with tf.Graph().as_default(), tf.Session() as running:
         tf.train.import_meta_graph(latest + ".meta").restore(running, latest)
@@ -135,6 +178,115 @@ def test_the_checkpoint_comes_back_in_plain_tensorflow(exported: Path, tmp_path:
         tensors = export.load_graph(exported / "output_graph.pb", "final_result")
         frozen = running.run(tensors.probabilities, {tensors.image_bytes: [encoded("PNG")]})
     np.testing.assert_allclose(restored, frozen, atol=1e-5)
+
+
+# --- SavedModel and TensorFlow Lite ----------------------------------------------------------------------------------------
+
+ONLY_TENSORFLOW = """
+import json, sys
+for ours in ("pipeline", "luigi", "PIL"):
+    sys.modules[ours] = None  # to import it is an error
+import tensorflow as tf
+
+folder, photo, *lite = sys.argv[1:]
+model = tf.saved_model.load(folder)
+data = open(photo, "rb").read()
+pixels = tf.image.resize(tf.io.decode_image(data, channels=3, expand_animations=False), model.signatures["image"].inputs[0].shape[1:3])
+found = {
+    "bytes": model.signatures["serving_default"](image_bytes=tf.constant([data, data])),
+    "image": model.signatures["image"](image=pixels[None]),
+}
+for path in lite:
+    found[path] = tf.lite.Interpreter(path).get_signature_runner()(image=pixels[None].numpy())
+plain = {way: {name: value.numpy() if hasattr(value, "numpy") else value for name, value in of.items()} for way, of in found.items()}
+print(json.dumps({way: {name: value.astype(str).tolist() for name, value in of.items()} for way, of in plain.items()}))
+"""
+
+
+@pytest.fixture(scope="module")
+def lite(exported: Path, trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The classifier as each kind of TensorFlow Lite, not yet compared with training."""
+    folder = tmp_path_factory.mktemp("lite")
+    paths = {kind: folder / f"{kind}.tflite" for kind in tflite.TOLERANCES}
+    for kind, path in paths.items():
+        photos = tflite.representative(trained.packed, trained.photos, 224)
+        path.write_bytes(tflite.convert(exported / "output_graph.pb", "final_result", kind, lambda photos=photos: photos))
+    return paths
+
+
+def test_saved_model_and_lite_run_where_there_is_only_tensorflow(
+    exported: Path, trained: Trained, lite: dict[str, Path], tmp_path: Path
+) -> None:
+    photo = trained.photos / trained.testing[0].path
+    arguments = [str(exported / "saved_model"), str(photo), *map(str, lite.values())]
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", ONLY_TENSORFLOW, *arguments], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    with tf.Graph().as_default(), session(threads=1) as running:
+        tensors = export.load_graph(exported / "output_graph.pb", "final_result")
+        fetched = running.run([tensors.probabilities, tensors.bottleneck], {tensors.image_bytes: [photo.read_bytes()]})
+    for way, rows in (("bytes", 2), ("image", 1)):
+        assert found[way]["classes"] == [["blue", "red"]] * rows
+        for name, expected in zip(("scores", "bottleneck"), fetched):
+            np.testing.assert_allclose(np.array(found[way][name], float), np.repeat(expected, rows, axis=0), atol=1e-4)
+    for kind, path in lite.items():
+        scores = np.array(found[str(path)]["scores"], float)
+        np.testing.assert_allclose(scores, fetched[0], atol=tflite.TOLERANCES[kind].probability or 0.1)
+
+
+def test_lite_is_smaller_the_less_exact_it_is(lite: dict[str, Path]) -> None:
+    sizes = {kind: path.stat().st_size for kind, path in lite.items()}
+    assert sizes["int8"] < 0.35 * sizes["float32"]
+    assert sizes["float16"] < 0.55 * sizes["float32"]
+
+
+def export_lite(trained: Trained, exported: Path, folder: Path, kind: str) -> dict[str, Any]:
+    return tflite.export(
+        folder,
+        kind,
+        graph=exported / "output_graph.pb",
+        final_tensor_name="final_result",
+        packed=trained.packed,
+        training=trained.layer,
+        photos=trained.photos,
+        precision="float32",
+    )
+
+
+def test_lite_is_compared_with_training_and_says_what_it_takes(
+    trained: Trained, exported: Path, lite: dict[str, Path], tmp_path: Path
+) -> None:
+    said = export_lite(trained, exported, tmp_path, "int8")
+    assert (tmp_path / said["file"]).read_bytes() == lite["int8"].read_bytes()
+    assert said["bytes"] == lite["int8"].stat().st_size
+    assert said["inputs"]["image"] == {**said["inputs"]["image"], "dtype": "float32", "shape": [1, 224, 224, 3], "range": [0, 255]}
+    assert said["checked"]["photos"] == len(trained.testing)
+    assert said["checked"]["accuracy"] == said["checked"]["named_alike"] == 1
+    assert 0 < said["checked"]["largest_difference"] < 0.1
+    assert said["problem"] == ""
+
+
+def test_lite_that_misses_its_tolerance_is_not_there_and_where_is_said(
+    trained: Trained, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tflite.TOLERANCES, "float16", Tolerance(probability=0.0))
+    said = export_lite(trained, exported, tmp_path, "float16")
+    assert said["checked"]["worst"][0]["path"] in said["problem"]
+    assert "no photo may differ by more than 0 in a probability" in said["problem"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_tensorflow_lite_lacks_is_refused_in_one_line(tmp_path: Path) -> None:
+    with tf.Graph().as_default() as graph:
+        encoded_images = tf.placeholder(tf.string, [None], "image_bytes")
+        image = tf.placeholder_with_default(tf.zeros([tf.size(encoded_images), 4, 4, 3]), [None, 4, 4, 3], "image")
+        flat = tf.identity(tf.reshape(tf.math.bessel_i0e(image), [-1, 48]), "bottleneck")
+        tf.nn.softmax(flat, name="final_result")
+        (tmp_path / "graph.pb").write_bytes(graph.as_graph_def().SerializeToString())
+    with pytest.raises(UserError, match=r"^formats = tflite-float32: the network cannot be converted \(.+\); leave it out of formats$"):
+        tflite.convert(tmp_path / "graph.pb", "final_result", "float32", lambda: [])
 
 
 # --- stop_gradient -------------------------------------------------------------------------------------------------------

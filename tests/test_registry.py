@@ -208,6 +208,31 @@ def test_a_damaged_classifier_is_not_published(tmp_path: Path) -> None:
     assert registry.versions(tmp_path / "exports") == [first]
 
 
+def test_formats_come_to_lie_beside_and_another_one_makes_another_version(tmp_path: Path) -> None:
+    def with_formats(*names: str) -> Path:
+        made = tmp_path / "runs" / KEYS[0]
+        folders = [tmp_path / "runs" / name for name in names]
+        for folder in folders:
+            if not folder.exists():
+                folder.mkdir(parents=True)
+                (folder / f"{folder.name}.lite").write_text(folder.name)
+                files.write_manifest(folder, {"key": "d" * 16, "task": folder.name, "seconds": 1, "formats": {folder.name: {"bytes": 3}}})
+        parts = [made if made.exists() else classifier(made, KEYS[0]), *folders]
+        return registry.publish(parts, tmp_path / "exports", print, instead_of=KEYS[0])
+
+    plain, small, both = with_formats(), with_formats("small"), with_formats("small", "large")
+    assert [path.name[:4] for path in (plain, small, both)] == ["0001", "0002", "0003"]
+    assert files.damage(both, contents=True) == ""
+    assert (both / "large.lite").read_text() == "large"
+    manifest = files.read_json(both / files.MANIFEST)
+    assert manifest["key"] == KEYS[0]
+    assert list(manifest["formats"]) == ["small", "large"]
+    assert registry.holds(both, KEYS[0], ["large"])
+    assert not registry.holds(small, KEYS[0], ["large"])
+    assert not registry.holds(both, KEYS[1], [])
+    assert with_formats("large") == both  # made before, with more than is asked for
+
+
 def test_what_is_written_into_a_published_file_does_not_reach_the_original(tmp_path: Path) -> None:
     version = publish(tmp_path, KEYS[0])
     with open(version / "labels.txt", "r+b") as file:

@@ -28,6 +28,12 @@ from pipeline.report import charts, page
 VERDICT = {"accepted": True, "against": [], "findings": ["the first <version>"], "words": "accepted: the first <version>", "live": ""}
 
 
+def exported_format(file: str, accuracy: float = 0.9, problem: str = "") -> dict[str, Any]:
+    """What a manifest says of an exported format."""
+    checked = {"photos": 50, "accuracy": accuracy, "named_alike": 0.99, "largest_difference": 0.0123, "tolerance": "anything"}
+    return {"file": file, "bytes": 12_300_000, "checked": checked, **({"problem": problem} if problem else {})}
+
+
 def make_report(root: Path, labels: list[str], counts: tuple[int, int, int], *, drawn: str = "", live: Path | None = None) -> Path:
     """The report of a training that never was: so many photos of each class in each split, a tenth of them named wrongly."""
     rng = np.random.default_rng(0)
@@ -43,7 +49,7 @@ def make_report(root: Path, labels: list[str], counts: tuple[int, int, int], *, 
     names = dataset.labels_of(photos)
     truth = np.array([names.index(photo.label) for photo in photos])
     packed, training, classifier, out = (root / name for name in ("packed", "training", "classifier", "report"))
-    for folder in (packed, training, classifier, out):
+    for folder in (packed, training, classifier, out, root / "lite"):
         folder.mkdir(parents=True)
     vectors = rng.normal(0, 1, (len(names), 24))[truth] * 3 + rng.normal(0, 1, (len(photos), 24))
     np.save(packed / PACKED, vectors.astype("<f4"))
@@ -69,13 +75,19 @@ def make_report(root: Path, labels: list[str], counts: tuple[int, int, int], *, 
         "photos_licence": "CC BY 2.0",
         "backbone": {"name": "tiny-net", "source": "https://example.org/tiny", "licence": "MIT"},
         "graph_sha256": "00" * 32,
+        "formats": {"graph": exported_format("output_graph.pb")},
         "versions": {"python": "3"},
     }
     files.write_json(classifier / files.MANIFEST, manifest)
+    files.write_json(
+        root / "lite" / files.MANIFEST, {"formats": {"lite": exported_format("lite.tflite", 0.5, f"{names[0]}/1.jpg differs")}}
+    )
     origin = report.Origin(
         "mine", drawn, [("seed", "3", False)], "luigi --data mine --seed 3", {"Train": 1.5}, ["a <warning>"], live, VERDICT
     )
-    says = report.of_training(out, packed=packed, training=training, classifier=classifier, photos=root / "photos", origin=origin)
+    says = report.of_training(
+        out, packed=packed, training=training, classifier=classifier, formats=[root / "lite"], photos=root / "photos", origin=origin
+    )
     files.write_json(root / "says.json", says)
     return out
 
@@ -169,6 +181,16 @@ def test_drawn_pictures_are_said_to_be_drawn(hostile: Path, finished: Project) -
         assert "Made from drawn pictures." in (hostile / name).read_text(encoding="utf-8")
         assert "drawn" not in (finished.live("colours") / name).read_text(encoding="utf-8").replace("drawn from the same folders", "")
     assert json.loads((hostile / "evaluation.json").read_text())["drawn"] == "flowers-sample"
+
+
+def test_each_format_has_a_row_and_what_was_left_out_says_why(tmp_path: Path) -> None:
+    html = (make_report(tmp_path, ["a<b>", "c"], (5, 3, 5)) / "report.html").read_text(encoding="utf-8")
+    rows = re.findall(r"<tr><th scope=\"row\"><code>(.*?)</code></th>(.*?)</tr>", html)
+    assert [name for name, _ in rows] == ["output_graph.pb", "lite.tflite"]
+    published, left_out = ([re.sub("<.*?>", "", cell) for cell in re.findall("<td.*?>(.*?)</td>", cells)] for _, cells in rows)
+    assert published == ["12.3", "50", page.percent(0.9), page.percent(0.99), "0.012", "anything", "yes"]
+    assert left_out[2] == page.percent(0.5)
+    assert left_out[-1] == "no: a&lt;b&gt;/1.jpg differs"
 
 
 def test_a_photo_that_is_gone_or_changed_is_not_shown(tmp_path: Path) -> None:

@@ -232,6 +232,20 @@ def test_keys_follow_what_decides_the_content(inside: Project, tmp_path: Path) -
     assert changed(testing_percentage=20.0) == set(plain) - {"DownloadModel"}
 
 
+def test_formats_decide_the_report_and_nothing_before_it(inside: Project) -> None:
+    inside.photos("mine")
+    inside.profile("mine", "[Export]\nformats = tflite-int8, tflite-float32\n")
+    profiled, given = Export(data="mine"), Export(data="mine", formats="none")
+    assert profiled.formats == ("tflite-float32", "tflite-int8")
+    assert [task.task_family for task in profiled.report.exported_formats] == ["ExportTFLiteFloat32", "ExportTFLiteInt8"]
+    assert Export(data="mine", formats=["tflite-float16"]).to_str_params()["formats"] == "tflite-float16"
+    assert Export.formats.parse("none") == ()
+    assert profiled.classifier.key == Export(data="mine", formats=()).classifier.key
+    assert profiled.report.key != Export(data="mine", formats=()).report.key
+    with pytest.raises(UserError, match="formats = none: none, tflite-float32, .* is allowed"):
+        given.check()
+
+
 def test_no_option_is_the_beginning_of_one_of_luigis_own() -> None:
     """The luigi program reads its own options first, shortened ones too: ``--schedule`` was one of its twenty ``--scheduler-…``."""
     parser = luigi.cmdline_parser.CmdlineParser._build_parser()

@@ -59,11 +59,13 @@ class Origin:
     checks: Sequence[dict[str, Any]] = ()
 
 
-def of_training(folder: Path, *, packed: Path, training: Path, classifier: Path, photos: Path, origin: Origin) -> dict[str, Any]:
+def of_training(
+    folder: Path, *, packed: Path, training: Path, classifier: Path, photos: Path, origin: Origin, formats: Sequence[Path] = ()
+) -> dict[str, Any]:
     """Evaluate a classifier on its test photos, and write page, card and figures into ``folder``.
 
     Args:
-        packed, training, classifier: the outputs of the tasks before.
+        packed, training, classifier, formats: the outputs of the tasks before.
         photos: the folder of the photos; one that is gone from it is not shown.
 
     Returns what the manifest says: ``drawn``, the ``temperature``, and the figures in short (``evaluation``).
@@ -101,7 +103,10 @@ def of_training(folder: Path, *, packed: Path, training: Path, classifier: Path,
         drawn=origin.drawn,
     )
     figures = _short(findings)
-    page.write_training(folder, findings, figures, origin, training, files.read_json(classifier / files.MANIFEST))
+    exported = files.read_json(classifier / files.MANIFEST)
+    more = [files.read_json(folder_of / files.MANIFEST)["formats"] for folder_of in formats]
+    exported["formats"] = {name: said for part in (exported["formats"], *more) for name, said in part.items()}
+    page.write_training(folder, findings, figures, origin, training, exported)
     _write_tables(folder, findings, figures)
     return {"data": origin.data, "drawn": origin.drawn, "temperature": temperature, "evaluation": figures, "verdict": origin.verdict}
 

@@ -84,6 +84,7 @@ def write_training(
         "curves": _curves(training, tried[0]["number"]),
         "sweep": tried[:ROWS_SHOWN],
         "sweep_count": len(tried),
+        "formats": _formats(classifier["formats"]),
         "warnings": [readable(line) for line in origin.warnings],
         "command": readable(origin.command),
         "timings": list(origin.timings.items()),
@@ -148,6 +149,7 @@ def _sections(content: dict[str, Any]) -> list[tuple[str, str]]:
         "skipped": ("Skipped files", True),
         "training": ("Training", content["is_training"]),
         "sweep": ("Sweep", content["is_training"]),
+        "formats": ("Formats", content["is_training"]),
         "made": ("How it was made", True),
     }
     return [(anchor, title) for anchor, (title, is_there) in named.items() if is_there]
@@ -373,6 +375,20 @@ def _curves(training: Path, chosen: int) -> list[dict[str, Any]]:
     return [
         {"title": "Accuracy", "svg": charts.curves("Accuracy", lines("accuracy"), "step", percent=True)},
         {"title": "Loss", "svg": charts.curves("Loss", lines("loss"), "step")},
+    ]
+
+
+def _formats(formats: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """What was exported, and how each agrees with training."""
+    return [
+        {
+            "file": said["file"],
+            "megabytes": said["bytes"] / 1e6,
+            "difference": f"{said['checked']['largest_difference']:.2g}",
+            "problem": readable(said.get("problem", "")),
+            **{name: said["checked"][name] for name in ("photos", "accuracy", "named_alike", "tolerance")},
+        }
+        for said in formats.values()
     ]
 
 

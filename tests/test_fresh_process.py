@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import multiprocessing
+import operator
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import fresh_process
+from pipeline.errors import UserError
+
+
+def loaded(name: str) -> tuple[int, bool]:
+    return os.getpid(), name in sys.modules
+
+
+def test_calls_are_answered_in_order_by_one_new_process_that_has_loaded_nothing() -> None:
+    assert "pytest" in sys.modules
+    answers = list(fresh_process.map_in_order(loaded, [("tensorflow",), ("json",), ("tensorflow",), ("json",)]))
+    assert [is_there for _, is_there in answers] == [False, True, False, True]
+    assert len({process for process, _ in answers} - {os.getpid()}) == 1
+    assert multiprocessing.active_children() == []
+
+
+def test_an_error_is_raised_here_and_ends_the_process() -> None:
+    answers = fresh_process.map_in_order(operator.truediv, [(6, 3), (1, 0), (1, 1)])
+    assert next(answers) == 2
+    with pytest.raises(ZeroDivisionError):
+        next(answers)
+    assert multiprocessing.active_children() == []
+
+
+def test_a_process_that_is_killed_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"was killed \(out of memory\?\); run again"):
+        list(fresh_process.map_in_order(os._exit, [(9,)]))
+
+
+STARTS_ONE = """
+import os, time
+from pipeline import fresh_process
+
+if __name__ == "__main__":
+    calls = fresh_process.map_in_order(eval, [("__import__('os').getpid()",), *[("__import__('time').sleep(60)",)] * 3])
+    print(next(calls), flush=True)
+    next(calls)
+"""
+
+
+def test_it_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
+    script = tmp_path / "starts_one.py"
+    script.write_text(STARTS_ONE)
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout
+    child = int(parent.stdout.readline())
+    os.kill(child, 0)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            os.kill(child, 0)
+        except ProcessLookupError:
+            return
+        if Path(f"/proc/{child}/stat").exists() and Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+            return  # nobody in this container collects it
+        time.sleep(0.05)
+    pytest.fail("it is still there")
