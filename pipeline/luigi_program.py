@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from luigi.cmdline_parser import CmdlineParser
+from luigi.configuration import get_config
 from luigi.task_register import TaskClassNotFoundException
 
 from pipeline import console
@@ -29,6 +30,11 @@ def is_running() -> bool:
     """Whether this process is the ``luigi`` program, or ``python -m luigi``, and not a library's user."""
     program = Path(sys.argv[0])
     return program.name == "luigi" or program.parts[-2:] == ("luigi", "__main__.py")
+
+
+def has_central_scheduler() -> bool:
+    """Whether the work is shared with the workers of other processes, by ``luigid``."""
+    return not get_config().getboolean("core", "local_scheduler", False)
 
 
 def say_in_one_line() -> None:

@@ -306,7 +306,9 @@ class Export(QuietTask):
             if sources.has_photos(self.photos_folder):
                 # Where its photos are those of an old run: the newest snapshots are what runs prune keeps.
                 os.utime(settings.paths(self.data).snapshot(self.data, self.found["snapshot"]))
-                return [self.photos_check]
+                # Workers of a central scheduler take over only what they knew of from the beginning. There the checks stop a run
+                # before it publishes, and not before it trains.
+                return list(self.goals) if luigi_program.has_central_scheduler() else [self.photos_check]
             source = settings.profile(self.data).images
             if self.images or not (source.url or source.draw_per_class):
                 return [FolderOfPhotos(images=str(self.photos_folder), remedy=self.remedy())]

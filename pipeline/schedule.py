@@ -24,7 +24,6 @@ from pathlib import Path
 
 import luigi
 from luigi import notifications
-from luigi.configuration import get_config
 from luigi.task import MixinNaiveBulkComplete
 
 from pipeline import console, files, luigi_program, nights, notify, registry, settings, sources
@@ -252,7 +251,7 @@ class _Run:
         except UserError:  # the profile cannot be read
             images = ""
         reasons = [failure.line for failure in failures if failure.concerns(night.data, images)]
-        if not reasons and not get_config().getboolean("core", "local_scheduler", False):
+        if not reasons and luigi_program.has_central_scheduler():
             console.note(f"{night.data}: another worker is at it, or gave it up a moment ago; the scheduler's page says which")
             return None
         outcome = Outcome(nights.FAILED, reasons=list(dict.fromkeys(reasons)) or ["the log of the run says why"])
