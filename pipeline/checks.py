@@ -23,7 +23,7 @@ from pipeline.dataset import LISTED, Photo, each_photo, readable, shortened
 from pipeline.errors import UserError
 from pipeline.packed import INDEX, Packed
 
-NAMES = ("photos", "labels", "shares", "drift", "duplicates")
+NAMES = ("photos", "labels", "relabelled", "shares", "drift", "duplicates")
 """The checks that can be a warning or a stop. Unreadable files stop a run above their limit before anything else is looked at."""
 
 STATISTICS = "class_statistics.npz"
@@ -63,24 +63,27 @@ class Limits:
     Attributes:
         photos_fall: how many percent fewer there are.
         class_share: by how many percentage points the share of a class has changed.
+        relabelled: how many percent of the photos of before have another label now.
         unreadable: files that cannot be used, in percent; above it the index has stopped already.
     """
 
     photos_fall: float
     class_share: float
+    relabelled: float
     unreadable: float
 
 
 @dataclass(frozen=True)
 class Before:
-    """What a version was made of: its name, and its photos by class."""
+    """What a version was made of: its name, its photos by class, and how many of them have another label now."""
 
     version: str
     classes: Mapping[str, int]
+    relabelled: int
 
     @classmethod
-    def of(cls, version: str, photos: Iterable[Photo]) -> Before:
-        return cls(version, collections.Counter(photo.label for photo in photos))
+    def of(cls, version: str, photos: Iterable[Photo], relabelled: int) -> Before:
+        return cls(version, collections.Counter(photo.label for photo in photos), relabelled)
 
 
 def of_photos(photos: Iterable[Photo], skipped: int, before: Before | None, limits: Limits) -> list[Outcome]:
@@ -101,7 +104,7 @@ def of_photos(photos: Iterable[Photo], skipped: int, before: Before | None, limi
     outcomes = [_unreadable(skipped, classes.total(), limits.unreadable), _duplicates(len(torn))]
     if before:
         fall, shares = _fall(classes, before, limits.photos_fall), _shares(classes, before, limits.class_share)
-        outcomes = [fall, _labels(classes, before), shares, *outcomes]
+        outcomes = [fall, _labels(classes, before), _relabelled(before, limits.relabelled), shares, *outcomes]
     return outcomes
 
 
@@ -122,6 +125,14 @@ def _labels(classes: Mapping[str, int], before: Before) -> Outcome:
     parts = [f"{len(labels)} {what} ({shortened(labels)})" for what, labels in (("lost", lost), ("new", new)) if labels]
     step = "whoever uses the classifier has to know of it; if it is not meant, put the folders or the table right"
     return Outcome("labels", False, f"labels against {before.version}: {', '.join(parts)} (limit: none); {step}")
+
+
+def _relabelled(before: Before, limit: float) -> Outcome:
+    then = sum(before.classes.values())
+    share = 100 * before.relabelled / max(then, 1)
+    sentence = f"{before.relabelled:,} of the {then:,} photos of {before.version} have another label now, {share:.1f} % (limit {limit:g} %)"
+    step = "; look whether folders were mixed up, or raise relabelled_limit if they are meant to have it"
+    return Outcome("relabelled", share <= limit, sentence + (step if share > limit else ""))
 
 
 def _shares(classes: collections.Counter[str], before: Before, limit: float) -> Outcome:

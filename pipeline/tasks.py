@@ -189,6 +189,9 @@ class CheckPhotos(_Check):
     photos_fall_limit = number(
         0, 100, default=50.0, description="the check photos: how many percent fewer photos than the live version had are too few"
     )
+    relabelled_limit = number(
+        0, 100, default=10.0, description="the check relabelled: percent of the live version's photos that may have another label now"
+    )
     class_share_limit = number(
         0, 100, default=10.0, description="the check shares: by how many percentage points the share of a class may have changed"
     )
@@ -199,12 +202,10 @@ class CheckPhotos(_Check):
         if self.live_version and not self.has_kept(changes.PHOTOS):
             console.note(f"{self.data}: the photos are not compared: {self.live_version} does not say what its own were")
         elif self.live_version:
-            before = checks.Before.of(self.live_version, changes.each_photo(kept))
-            since = {
-                "version": self.live_version,
-                **changes.between(changes.each_photo(kept), dataset.each_photo(index)).as_json(),
-            }
-        limits = checks.Limits(self.photos_fall_limit, self.class_share_limit, self.unreadable_limit)
+            found = changes.between(changes.each_photo(kept), dataset.each_photo(index))
+            before = checks.Before.of(self.live_version, changes.each_photo(kept), found.relabelled.count)
+            since = {"version": self.live_version, **found.as_json()}
+        limits = checks.Limits(self.photos_fall_limit, self.class_share_limit, self.relabelled_limit, self.unreadable_limit)
         outcomes = checks.of_photos(dataset.each_photo(index), self.requires().output().manifest()["skipped"], before, limits)
         self.say(outcomes, since)
         return {"data": self.data, "since": since, "checks": [outcome.as_json() for outcome in outcomes]}

@@ -14,23 +14,24 @@ from pipeline.dataset import Photo
 from pipeline.errors import UserError
 from pipeline.packed import INDEX, PACKED
 
-LIMITS = Limits(photos_fall=50, class_share=10, unreadable=20)
+LIMITS = Limits(photos_fall=50, class_share=10, relabelled=10, unreadable=20)
 
 
 def photos(**classes: int) -> list[Photo]:
     return [Photo(f"{label}/{number}", label, f"{label}{number}") for label, count in classes.items() for number in range(count)]
 
 
-def found(now: list[Photo], before: list[Photo], skipped: int = 0) -> dict[str, checks.Outcome]:
-    return {one.check: one for one in checks.of_photos(now, skipped, Before.of("0007-ab", before), LIMITS)}
+def found(now: list[Photo], before: list[Photo], skipped: int = 0, relabelled: int = 0) -> dict[str, checks.Outcome]:
+    return {one.check: one for one in checks.of_photos(now, skipped, Before.of("0007-ab", before, relabelled), LIMITS)}
 
 
 def test_what_is_fine_says_value_and_limit() -> None:
-    outcomes = found(photos(a=55, b=50), photos(a=50, b=50), skipped=5)
+    outcomes = found(photos(a=55, b=50), photos(a=50, b=50), skipped=5, relabelled=10)
     assert all(one.fine for one in outcomes.values())
     assert [one.sentence for one in outcomes.values()] == [
         "105 photos, 5.0 % more than the 100 of 0007-ab (limit: 50 % fewer)",
         "the 2 labels of 0007-ab",
+        "10 of the 100 photos of 0007-ab have another label now, 10.0 % (limit 10 %)",
         "share of a class against 0007-ab: at most 2.4 points (a, 50.0 to 52.4 %; limit 10)",
         "5 of 110 files cannot be used, 4.5 % (limit 20 %)",
         "no photo has two labels",
@@ -54,6 +55,15 @@ def test_what_is_not_fine_says_the_next_step(check: str, now: list[Photo], words
     outcome = found(now, photos(a=50, b=50))[check]
     assert not outcome.fine
     assert words in outcome.sentence
+
+
+def test_folders_that_were_mixed_up_are_noticed() -> None:
+    outcome = found(photos(a=50, b=50), photos(a=50, b=50), relabelled=11)["relabelled"]
+    assert not outcome.fine
+    assert outcome.sentence == (
+        "11 of the 100 photos of 0007-ab have another label now, 11.0 % (limit 10 %); look whether folders were mixed up, "
+        "or raise relabelled_limit if they are meant to have it"
+    )
 
 
 def test_without_a_live_version_only_the_photos_themselves_are_checked() -> None:
@@ -137,7 +147,7 @@ def test_a_fall_in_the_photos_stops_before_the_training_until_it_is_allowed(copy
     assert done.returncode == 0, done.stderr
     version = project.live("colours")
     outcomes = {one["check"]: one for one in files.read_json(version / files.MANIFEST)["checks"]}
-    assert list(outcomes) == ["photos", "labels", "shares", "unreadable", "duplicates", "drift"]
+    assert list(outcomes) == ["photos", "labels", "relabelled", "shares", "unreadable", "duplicates", "drift"]
     assert [name for name, one in outcomes.items() if not one["fine"]] == ["photos"]
     page = (version / "report.html").read_text(encoding="utf-8")
     assert all(str(one["sentence"]) in page for one in outcomes.values())
@@ -155,5 +165,6 @@ def test_labels_that_were_swapped_stop_a_run_that_is_told_to(copy_of_finished: P
     refused = copy_of_finished.export("--data", "colours", "--stop-on", "photo")
     assert refused.returncode == 30
     assert (
-        "error: stop_on = photo: none, or any of photos, labels, shares, drift, duplicates with commas between is allowed" in refused.stderr
+        "error: stop_on = photo: none, or any of photos, labels, relabelled, shares, drift, duplicates with commas between is allowed"
+        in refused.stderr
     )

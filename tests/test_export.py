@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -330,3 +331,12 @@ def test_the_best_weights_are_exported_and_not_the_last(trained: Trained) -> Non
         found = running.run(weights)
     np.testing.assert_array_equal(found, checkpoint.read(trained.layer, "chosen/weights"))
     assert backbones.load(trained.backbone).width == found.shape[1]
+
+
+def test_building_the_graph_leaves_nothing_in_the_temporary_folder(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with tf.Graph().as_default():
+        export.join(trained.backbone, trained.layer, 2)
+    assert list(tmp_path.iterdir()) == []

@@ -84,9 +84,9 @@ def _say_photos(export: Export, index: Index) -> None:
     if live and not files.damage(live, contents=True, names=[changes.PHOTOS]):
         found = changes.between(changes.each_photo(live / changes.PHOTOS), index.photos)
         since = f"; since {live.name}: {changes.sentence(found.as_json())}"
-        before = checks.Before.of(live.name, changes.each_photo(live / changes.PHOTOS))
+        before = checks.Before.of(live.name, changes.each_photo(live / changes.PHOTOS), found.relabelled.count)
     console.say(f"{export.data}: {len(index.photos):,} photos in {len(index.labels)} classes{since}")
-    limits = checks.Limits(export.photos_fall_limit, export.class_share_limit, export.unreadable_limit)
+    limits = checks.Limits(export.photos_fall_limit, export.class_share_limit, export.relabelled_limit, export.unreadable_limit)
     for outcome in checks.of_photos(index.photos, len(index.skipped), before, limits):
         if not outcome.fine:
             console.say(f"{'would stop' if outcome.check in export.stop_on else 'would warn'}: {outcome.sentence}")

@@ -57,8 +57,10 @@ def join(
     backbone = backbones.load(backbone_folder)
     size = backbone.input_size
     image_bytes = tf.placeholder(tf.string, [None], name=BYTES_INPUT)
+    # Or TensorFlow leaves a file with its own version of the function in the temporary folder, with each run.
+    decode = tf.autograph.experimental.do_not_convert(lambda encoded: images.decode_and_resize(encoded, size))
     with control_flow_v1():
-        decoded = tf.map_fn(lambda encoded: images.decode_and_resize(encoded, size), image_bytes, dtype=tf.float32)
+        decoded = tf.map_fn(decode, image_bytes, dtype=tf.float32)
     image = tf.placeholder_with_default(tf.ensure_shape(decoded, [None, size, size, 3]), [None, size, size, 3], name=IMAGE_INPUT)
     seen, looks = images.looks(image, average_views)
     restorer = tf.train.import_meta_graph(
