@@ -41,9 +41,31 @@ def live(exports: Path) -> Path | None:
     """The folder that ``latest`` names, or None."""
     try:
         folder = exports / os.readlink(exports / LATEST)
+        if folder.parent.samefile(exports):  # however the pointer is written: callers look for it among ``versions``
+            folder = exports / folder.name
     except OSError:
         return None
     return folder if files.read_manifest(folder) else None
+
+
+def rival(exports: Path, key: str, names: Sequence[str]) -> Path | None:
+    """What the candidate ``key`` is measured against: the live version, or None where there is nothing to compare it with.
+
+    Where that is damaged, or none is live, it is the newest version from then on back whose files ``names`` are whole; not one
+    that the candidate itself went into.
+    """
+    now = live(exports)
+    if now and not files.damage(now, contents=True):
+        return now
+    found = versions(exports)
+    older = found[: found.index(now) + 1] if now in found else found
+    return next((version for version in reversed(older) if key_of(version) != key and _has_whole(version, names)), None)
+
+
+def _has_whole(version: Path, names: Sequence[str]) -> bool:
+    """Whether the files ``names`` are whole, as far as the version ever had them."""
+    listed = files.read_json(version / files.MANIFEST)["files"]
+    return not files.damage(version, contents=True, names=[name for name in names if name in listed])
 
 
 def key_of(version: Path) -> str:

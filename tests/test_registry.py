@@ -57,6 +57,16 @@ def test_a_lost_pointer_is_made_again(tmp_path: Path) -> None:
     assert registry.live(tmp_path / "exports") == first
 
 
+def test_a_pointer_made_by_hand_names_the_same_version(tmp_path: Path) -> None:
+    first, link = publish(tmp_path, KEYS[0]), tmp_path / "link"
+    publish(tmp_path, KEYS[1])
+    link.symlink_to(tmp_path)
+    for written in (first, link / "exports" / first.name, f"../exports/{first.name}/"):
+        (tmp_path / "exports/latest").unlink()
+        (tmp_path / "exports/latest").symlink_to(written)
+        assert registry.live(tmp_path / "exports") == first
+
+
 def test_a_candidate_that_was_judged_against_another_live_version_is_not_published(tmp_path: Path) -> None:
     publish(tmp_path, KEYS[0])
     second = publish(tmp_path, KEYS[1])
@@ -206,6 +216,21 @@ def test_a_damaged_classifier_is_not_published(tmp_path: Path) -> None:
         publish(tmp_path, KEYS[1])
     assert registry.live(tmp_path / "exports") == first
     assert registry.versions(tmp_path / "exports") == [first]
+
+
+def test_a_candidate_is_measured_against_what_was_live_where_that_is_damaged_or_the_pointer_lost(tmp_path: Path) -> None:
+    exports, names = tmp_path / "exports", ["output_graph.pb", "photos.csv.gz"]  # the second was not kept in these versions
+    first, second, third = (publish(tmp_path, key) for key in KEYS)
+    registry.roll_back(second, print)
+    assert registry.rival(exports, "new", names) == second
+    (second / "labels.txt").unlink()
+    assert registry.rival(exports, "new", names) == second  # what is compared is whole
+    assert registry.rival(exports, KEYS[1], names) == first  # not with itself
+    (second / "output_graph.pb").write_text("cut")
+    assert registry.rival(exports, "new", names) == first  # the third was rolled back
+    (exports / "latest").unlink()
+    assert registry.rival(exports, "new", names) == third
+    assert registry.rival(tmp_path / "nothing", "new", names) is None
 
 
 def test_formats_come_to_lie_beside_and_another_one_makes_another_version(tmp_path: Path) -> None:
