@@ -197,10 +197,15 @@ def before_live(exports: Path) -> Path | None:
 
 
 def superfluous(exports: Path, keep: int) -> list[Path]:
-    """The versions that may go: all but the last ``keep``, the live one and the pinned ones."""
-    now, kept = live(exports), pinned(exports)
-    older = versions(exports)[: -keep or None]
-    return [version for version in older if version != now and version.name not in kept]
+    """The versions that may go: all but the last ``keep``, the live one and the pinned ones.
+
+    What is newer than the live one stays, too. It was rolled back, and a run that would make it again has to find it, or it would
+    go live again, even under the same number. So nothing may go where nothing is live.
+    """
+    now, kept, found = live(exports), pinned(exports), versions(exports)
+    older = found[: found.index(now)] if now in found else []
+    last = found[max(len(found) - keep, 0) :]
+    return [version for version in older if version not in last and version.name not in kept]
 
 
 def prune(exports: Path, keep: int, note_waiting: files.Waiting) -> list[Path]:

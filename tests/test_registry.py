@@ -107,19 +107,23 @@ def test_rolling_back_and_what_may_go(tmp_path: Path) -> None:
     assert registry.live(exports) == one
     assert copy.read_text() == KEYS[0]
     assert registry.before_live(exports) is None
-    assert registry.superfluous(exports, 1) == [two]
-    assert registry.superfluous(exports, 0) == [two, three]
+    assert registry.superfluous(exports, 0) == []  # what was rolled back stays, or a run would make it again, and live
+    registry.roll_back(three, print)
+    assert registry.superfluous(exports, 1) == registry.superfluous(exports, 0) == [one, two]
+    assert registry.superfluous(exports, 2) == [one]
+    assert registry.superfluous(exports, 9) == []
     registry.pin(two, True, print)
-    assert registry.superfluous(exports, 0) == [three]
-    assert registry.prune(exports, 0, print) == [three]
-    assert registry.versions(exports) == [one, two]
-    registry.pin(two, False, print)
-    assert registry.superfluous(exports, 0) == [two]
+    assert registry.superfluous(exports, 0) == [one]
+    (exports / "latest").unlink()
+    assert registry.superfluous(exports, 0) == []  # it is not known which of them was live
+    registry.roll_back(three, print)
+    assert registry.prune(exports, 0, print) == [one]
+    assert registry.versions(exports) == [two, three]
     (two / "labels.txt").write_text("altered")
     with pytest.raises(UserError, match=r"is damaged \(labels.txt has 7 bytes and not 16\) and does not go live; name another version"):
         registry.roll_back(two, print)
-    assert registry.live(exports) == one
-    assert publish(tmp_path, KEYS[2]).name == "0003-cccccccc"  # the highest that is left is 2
+    assert registry.live(exports) == three
+    assert publish(tmp_path, "d" * 16).name == "0004-dddddddd"
 
 
 def test_a_version_without_its_manifest_is_not_there(tmp_path: Path) -> None:

@@ -70,6 +70,8 @@ def test_what_differs_between_two_runs_and_why_and_what_is_left_of_the_older(cop
 
     project.profile("luigid", "[core]\n")  # for Luigi, and no profile
     assert project.pipeline("runs", "prune").stdout.startswith("0 outputs")
+    may_go = project.pipeline("exports", "prune", "colours", "--keep", "1").stdout
+    assert may_go.endswith("may go; remove them with: python -m pipeline exports prune colours --keep 1 --delete\n")
     shutil.rmtree(before)
     dry = project.pipeline("runs", "prune", "--keep", "1").stdout.splitlines()
     assert dry[-1].endswith("remove them with: python -m pipeline runs prune --keep 1 --delete")
