@@ -230,6 +230,9 @@ def find(name: str, exports: Path) -> Path:
             return folder.resolve()
     if version := live(Path(name)) or live(exports / name):
         return version
+    if found := versions(exports / name):
+        known = ", ".join(version.name for version in found)
+        raise UserError(f"no version of {name} is live; make one live with: python -m pipeline exports rollback {name} VERSION ({known})")
     published = sorted(path.name for path in exports.iterdir() if live(path)) if exports.is_dir() else []
     raise UserError(
         f"{name!r} is neither the folder of an export nor a data set that has one; "

@@ -203,6 +203,9 @@ def test_find_takes_a_folder_a_graph_or_a_data_set(tmp_path: Path, monkeypatch: 
         registry.find("roses", tmp_path / "exports")
     with pytest.raises(UserError, match="none is published yet: run make retrain first"):
         registry.find("roses", tmp_path / "nothing")
+    (version.parent / "latest").unlink()
+    with pytest.raises(UserError, match=r"no version of flowers is live; .* exports rollback flowers VERSION \(0001-aaaaaaaa\)"):
+        registry.find("flowers", tmp_path / "exports")
 
 
 def test_a_damaged_version_is_not_made_live_again(tmp_path: Path) -> None:
