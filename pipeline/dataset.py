@@ -141,7 +141,7 @@ def photos_in(names: Iterable[str], *, listed: Sequence[str] = ()) -> list[Path]
     for name in names:
         if not os.path.lexists(name) and (fitting := sorted(glob.glob(name, recursive=True))):
             found += [path for one in fitting for path in _meant_by(Path(one))]
-        elif Path(name).exists():
+        elif os.path.lexists(name):
             found += _meant_by(Path(name))
         else:
             raise UserError(f"there is no file or folder {readable(name)}; name photos, or folders that hold some")
@@ -152,7 +152,10 @@ def photos_in(names: Iterable[str], *, listed: Sequence[str] = ()) -> list[Path]
 
 
 def _meant_by(path: Path) -> list[Path]:
-    if not path.is_dir():
+    try:
+        if not path.is_dir():
+            return [path]
+    except OSError:  # the name is too long, or its folder may not be read: who opens it says so
         return [path]
     inside = sorted(_walk(path), key=lambda item: item[0])
     return [path / name for name, stamp in inside if _is_named_like_one(name) or _read(path, name, stamp).problem != _NOT_A_PHOTO]

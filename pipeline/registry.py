@@ -41,9 +41,31 @@ def live(exports: Path) -> Path | None:
     """The folder that ``latest`` names, or None."""
     try:
         folder = exports / os.readlink(exports / LATEST)
+        if folder.parent.samefile(exports):  # however the pointer is written: callers look for it among ``versions``
+            folder = exports / folder.name
     except OSError:
         return None
     return folder if files.read_manifest(folder) else None
+
+
+def rival(exports: Path, key: str, names: Sequence[str]) -> Path | None:
+    """What the candidate ``key`` is measured against: the live version, or None where there is nothing to compare it with.
+
+    Where that is damaged, or none is live, it is the newest version from then on back whose files ``names`` are whole; not one
+    that the candidate itself went into.
+    """
+    now = live(exports)
+    if now and not files.damage(now, contents=True):
+        return now
+    found = versions(exports)
+    older = found[: found.index(now) + 1] if now in found else found
+    return next((version for version in reversed(older) if key_of(version) != key and _has_whole(version, names)), None)
+
+
+def _has_whole(version: Path, names: Sequence[str]) -> bool:
+    """Whether the files ``names`` are whole, as far as the version ever had them."""
+    listed = files.read_json(version / files.MANIFEST)["files"]
+    return not files.damage(version, contents=True, names=[name for name in names if name in listed])
 
 
 def key_of(version: Path) -> str:
@@ -175,10 +197,15 @@ def before_live(exports: Path) -> Path | None:
 
 
 def superfluous(exports: Path, keep: int) -> list[Path]:
-    """The versions that may go: all but the last ``keep``, the live one and the pinned ones."""
-    now, kept = live(exports), pinned(exports)
-    older = versions(exports)[: -keep or None]
-    return [version for version in older if version != now and version.name not in kept]
+    """The versions that may go: all but the last ``keep``, the live one and the pinned ones.
+
+    What is newer than the live one stays, too. It was rolled back, and a run that would make it again has to find it, or it would
+    go live again, even under the same number. So nothing may go where nothing is live.
+    """
+    now, kept, found = live(exports), pinned(exports), versions(exports)
+    older = found[: found.index(now)] if now in found else []
+    last = found[max(len(found) - keep, 0) :]
+    return [version for version in older if version not in last and version.name not in kept]
 
 
 def prune(exports: Path, keep: int, note_waiting: files.Waiting) -> list[Path]:
@@ -203,6 +230,9 @@ def find(name: str, exports: Path) -> Path:
             return folder.resolve()
     if version := live(Path(name)) or live(exports / name):
         return version
+    if found := versions(exports / name):
+        known = ", ".join(version.name for version in found)
+        raise UserError(f"no version of {name} is live; make one live with: python -m pipeline exports rollback {name} VERSION ({known})")
     published = sorted(path.name for path in exports.iterdir() if live(path)) if exports.is_dir() else []
     raise UserError(
         f"{name!r} is neither the folder of an export nor a data set that has one; "

@@ -55,6 +55,9 @@ from pipeline.tasks import (
 
 INTERRUPTED = 130  # as shells have it for Ctrl-C
 
+COMPARED = ("output_graph.pb", "labels.txt", changes.PHOTOS)
+"""What of a version the gate reads."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -223,9 +226,7 @@ class Export(QuietTask):
     @property
     def report(self) -> Report:
         """The task that evaluates the classifier, and has it judged against the version that is live now."""
-        live = registry.live(self.exports)
-        if live is None or files.damage(live, contents=True):
-            live = None  # what is damaged is no rival
+        live = registry.rival(self.exports, self.classifier.key, COMPARED)
         return self.clone(
             Report,
             **self.found,
@@ -394,7 +395,7 @@ class Export(QuietTask):
             raise UserError(f"{said}; report: {shown(report / 'report.html')}")
         for line in (said, *self._since()):
             console.say(line)
-        console.say(f"{self.data}: {verdict['live'] or 'nothing'} stays live; report: {shown(report / 'report.html')}")
+        console.say(f"{self.data}: {live_in_words(self)} stays live; report: {shown(report / 'report.html')}")
 
 
 def result_lines(data: str, version: Path, classifier: ExportGraph) -> list[str]:
@@ -450,22 +451,31 @@ def _say_nothing_to_do(task: Export) -> None:
 
 def say_nothing_to_do(task: Export, outcome: Outcome) -> None:
     """Say what is there already, and of what is not live, what can be done about it."""
-    live = registry.live(task.exports)
     if outcome.status == "rejected":
         assert outcome.verdict
         console.say(f"{task.data}: nothing to do, these photos and settings were {outcome.verdict['words']}")
-        console.say(f"{task.data}: {shown(live) if live else 'nothing'} is live; report: {shown(outcome.page)}")
+        console.say(f"{task.data}: {live_in_words(task)} is live; report: {shown(outcome.page)}")
     elif outcome.status == "not live":
         assert outcome.version
         console.say(
             f"{task.data}: nothing to do, {shown(outcome.version)} was made with these photos and settings; it is not live, "
-            f"{shown(live) if live else 'nothing'} is. To make it live: "
+            f"{live_in_words(task)} is. To make it live: "
             f"{shlex.join([shown(Path(sys.executable)), '-m', 'pipeline', 'exports', 'rollback', task.data, outcome.version.name])}"
         )
     else:
         assert outcome.version
         accuracy = accuracy_in_words(outcome.manifest)
         console.say(f"{task.data}: nothing to do, {shown(outcome.version)} is up to date, test accuracy {accuracy}")
+
+
+def live_in_words(task: Export) -> str:
+    """The live version, and what is wrong with it where something is: a rejected candidate does not take its place."""
+    live = registry.live(task.exports)
+    if live is None:
+        return "nothing"
+    if damage := files.damage(live):
+        return f"{shown(live)} (damaged, {damage}; python -m pipeline exports rollback {task.data} VERSION makes another one live)"
+    return shown(live)
 
 
 @Export.event_handler(luigi.Event.DEPENDENCY_DISCOVERED)

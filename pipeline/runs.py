@@ -66,8 +66,8 @@ def all_runs(exports: Iterable[Path], reports: Iterable[Path]) -> list[Run]:
     for folder in reports:
         evaluated = files.read_manifest(folder)
         key = evaluated["parents"]["ExportGraph"] if evaluated else ""
-        if evaluated and key not in published:
-            classifier = files.read_manifest(folder.parent.parent / "ExportGraph" / key) or {}
+        classifier = files.read_manifest(folder.parent.parent / "ExportGraph" / key) if key not in published else None
+        if evaluated and classifier:  # where it was removed, most of what a run is known by is gone
             found.append(Run(f"{evaluated['data']}/{key[:8]}", folder, {**evaluated, **classifier, "key": key}, False))
     return found
 

@@ -37,6 +37,17 @@ from pipeline.tasks import FolderOfPhotos, IndexImages
 TODAY = datetime.date.today()
 
 
+class _Date(luigi.DateParameter):
+    """A date; what is none is refused in one line."""
+
+    def parse(self, s: str) -> datetime.date:
+        try:
+            return super().parse(s)
+        except ValueError:
+            luigi_program.refuse(f"date = {s}: a day is allowed, as {TODAY}")
+            raise
+
+
 class NightRecord(luigi.Target):
     """The record of a night. One that says that it failed is none: the night can be had again."""
 
@@ -51,7 +62,7 @@ class NightRecord(luigi.Target):
 class Retrain(MixinNaiveBulkComplete, QuietTask):
     """Export with a record of the night. Settings come from the profile, luigi.cfg, or as ``--Export-…``."""
 
-    date = luigi.DateParameter(default=TODAY, description="the night that the record is for (today by default); no result depends on it")
+    date = _Date(default=TODAY, description="the night that the record is for (today by default); no result depends on it")
     data = IndexImages.data
 
     @property
@@ -112,7 +123,7 @@ def outcome_of(task: Export, told: Sequence[Path]) -> Outcome:
 class RetrainAll(MixinNaiveBulkComplete, luigi.WrapperTask):
     """Retrain for each profile in configs/ whose photos are there. One that fails stops no other, and decides the exit code."""
 
-    date = luigi.DateParameter(default=TODAY, description="as of Retrain")
+    date = _Date(default=TODAY, description="as of Retrain")
 
     @cached_property
     def nights(self) -> list[Retrain]:

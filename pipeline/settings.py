@@ -31,8 +31,8 @@ PROFILES = "configs"
 FOR_LUIGI = ("cron", "luigid")
 """Files there that are no profiles: LUIGI_CONFIG_PATH names them."""
 
-DATA_NAME = r"\w([\w. -]*\w)?"
-DATA_NAME_IN_WORDS = "letters, digits, '-', '_', '.' and spaces"
+DATA_NAME = r"\w([\w. -]{0,58}\w)?"  # which names files, with more behind it
+DATA_NAME_IN_WORDS = "up to 60 letters, digits, '-', '_', '.' and spaces"
 
 
 @dataclass(frozen=True)

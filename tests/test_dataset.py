@@ -319,6 +319,10 @@ def test_names_are_files_or_folders(tmp_path: Path) -> None:
     assert dataset.photos_in([str(tmp_path / "deep/notes.txt")]) == [tmp_path / "deep/notes.txt"]
     with pytest.raises(UserError, match="there is no file or folder"):
         dataset.photos_in([str(tmp_path / "nothing")])
+    too_long = "x" * 300
+    with pytest.raises(UserError, match="there is no file or folder"):
+        dataset.photos_in([too_long])
+    assert dataset.photos_in([], listed=[too_long]) == [Path(too_long)]  # a row with its error
     (tmp_path / "bare").mkdir()
     with pytest.raises(UserError, match="no photos in the folders named"):
         dataset.photos_in([str(tmp_path / "bare")])

@@ -140,7 +140,7 @@ def test_a_rejected_candidate_is_a_result(copy_of_finished: Project) -> None:
     first, _since, second = done.stdout.splitlines()
     assert first.startswith("colours: rejected: its graph has ") and "MB, more than gate_megabytes = 0.1" in first
     page = second.rpartition("report: ")[2]
-    assert second == f"colours: {before.name} stays live; report: {page}"
+    assert second == f"colours: exports/colours/{before.name} stays live; report: {page}"
     assert "MB, more than gate_megabytes = 0.1" in (project.root / page).read_text()
     assert project.live("colours") == before
 
@@ -152,6 +152,20 @@ def test_a_rejected_candidate_is_a_result(copy_of_finished: Project) -> None:
     assert told.returncode == 30
     assert told.stderr.splitlines()[-1].startswith("error: colours: rejected: its graph has ")
     assert "rejected" in project.pipeline("runs", "list").stdout
+
+
+@pytest.mark.parametrize("lost", ["report.html", "latest"])
+def test_no_damage_opens_the_gate(copy_of_finished: Project, lost: str) -> None:
+    project, live = copy_of_finished, copy_of_finished.live("colours")
+    (live / "report.html" if lost == "report.html" else live.parent / "latest").unlink()
+    shutil.rmtree(project.root / "data/colours/red")
+    done = project.export(*OTHER)
+    assert done.returncode == 0, done.stderr
+    rejected, *_, stays = done.stdout.splitlines()
+    assert rejected.startswith("colours: rejected: classes of the live model that are lost: red")
+    damaged = f"exports/colours/{live.name} (damaged, report.html is missing; python -m pipeline exports rollback colours VERSION makes"
+    assert (damaged if lost == "report.html" else "colours: nothing stays live") in stays
+    assert len(list(live.parent.glob("0*"))) == 1
 
 
 def test_other_limits_judge_the_same_candidate_again(copy_of_finished: Project) -> None:

@@ -57,6 +57,16 @@ def test_a_lost_pointer_is_made_again(tmp_path: Path) -> None:
     assert registry.live(tmp_path / "exports") == first
 
 
+def test_a_pointer_made_by_hand_names_the_same_version(tmp_path: Path) -> None:
+    first, link = publish(tmp_path, KEYS[0]), tmp_path / "link"
+    publish(tmp_path, KEYS[1])
+    link.symlink_to(tmp_path)
+    for written in (first, link / "exports" / first.name, f"../exports/{first.name}/"):
+        (tmp_path / "exports/latest").unlink()
+        (tmp_path / "exports/latest").symlink_to(written)
+        assert registry.live(tmp_path / "exports") == first
+
+
 def test_a_candidate_that_was_judged_against_another_live_version_is_not_published(tmp_path: Path) -> None:
     publish(tmp_path, KEYS[0])
     second = publish(tmp_path, KEYS[1])
@@ -97,19 +107,23 @@ def test_rolling_back_and_what_may_go(tmp_path: Path) -> None:
     assert registry.live(exports) == one
     assert copy.read_text() == KEYS[0]
     assert registry.before_live(exports) is None
-    assert registry.superfluous(exports, 1) == [two]
-    assert registry.superfluous(exports, 0) == [two, three]
+    assert registry.superfluous(exports, 0) == []  # what was rolled back stays, or a run would make it again, and live
+    registry.roll_back(three, print)
+    assert registry.superfluous(exports, 1) == registry.superfluous(exports, 0) == [one, two]
+    assert registry.superfluous(exports, 2) == [one]
+    assert registry.superfluous(exports, 9) == []
     registry.pin(two, True, print)
-    assert registry.superfluous(exports, 0) == [three]
-    assert registry.prune(exports, 0, print) == [three]
-    assert registry.versions(exports) == [one, two]
-    registry.pin(two, False, print)
-    assert registry.superfluous(exports, 0) == [two]
+    assert registry.superfluous(exports, 0) == [one]
+    (exports / "latest").unlink()
+    assert registry.superfluous(exports, 0) == []  # it is not known which of them was live
+    registry.roll_back(three, print)
+    assert registry.prune(exports, 0, print) == [one]
+    assert registry.versions(exports) == [two, three]
     (two / "labels.txt").write_text("altered")
     with pytest.raises(UserError, match=r"is damaged \(labels.txt has 7 bytes and not 16\) and does not go live; name another version"):
         registry.roll_back(two, print)
-    assert registry.live(exports) == one
-    assert publish(tmp_path, KEYS[2]).name == "0003-cccccccc"  # the highest that is left is 2
+    assert registry.live(exports) == three
+    assert publish(tmp_path, "d" * 16).name == "0004-dddddddd"
 
 
 def test_a_version_without_its_manifest_is_not_there(tmp_path: Path) -> None:
@@ -189,6 +203,9 @@ def test_find_takes_a_folder_a_graph_or_a_data_set(tmp_path: Path, monkeypatch: 
         registry.find("roses", tmp_path / "exports")
     with pytest.raises(UserError, match="none is published yet: run make retrain first"):
         registry.find("roses", tmp_path / "nothing")
+    (version.parent / "latest").unlink()
+    with pytest.raises(UserError, match=r"no version of flowers is live; .* exports rollback flowers VERSION \(0001-aaaaaaaa\)"):
+        registry.find("flowers", tmp_path / "exports")
 
 
 def test_a_damaged_version_is_not_made_live_again(tmp_path: Path) -> None:
@@ -206,6 +223,21 @@ def test_a_damaged_classifier_is_not_published(tmp_path: Path) -> None:
         publish(tmp_path, KEYS[1])
     assert registry.live(tmp_path / "exports") == first
     assert registry.versions(tmp_path / "exports") == [first]
+
+
+def test_a_candidate_is_measured_against_what_was_live_where_that_is_damaged_or_the_pointer_lost(tmp_path: Path) -> None:
+    exports, names = tmp_path / "exports", ["output_graph.pb", "photos.csv.gz"]  # the second was not kept in these versions
+    first, second, third = (publish(tmp_path, key) for key in KEYS)
+    registry.roll_back(second, print)
+    assert registry.rival(exports, "new", names) == second
+    (second / "labels.txt").unlink()
+    assert registry.rival(exports, "new", names) == second  # what is compared is whole
+    assert registry.rival(exports, KEYS[1], names) == first  # not with itself
+    (second / "output_graph.pb").write_text("cut")
+    assert registry.rival(exports, "new", names) == first  # the third was rolled back
+    (exports / "latest").unlink()
+    assert registry.rival(exports, "new", names) == third
+    assert registry.rival(tmp_path / "nothing", "new", names) is None
 
 
 def test_formats_come_to_lie_beside_and_another_one_makes_another_version(tmp_path: Path) -> None:

@@ -68,7 +68,10 @@ def test_what_differs_between_two_runs_and_why_and_what_is_left_of_the_older(cop
     assert steps["photos"] == "the same photos"
     assert "is the first run of colours: everything was made" in project.pipeline("runs", "why", "0001").stdout
 
+    project.profile("luigid", "[core]\n")  # for Luigi, and no profile
     assert project.pipeline("runs", "prune").stdout.startswith("0 outputs")
+    may_go = project.pipeline("exports", "prune", "colours", "--keep", "1").stdout
+    assert may_go.endswith("may go; remove them with: python -m pipeline exports prune colours --keep 1 --delete\n")
     shutil.rmtree(before)
     dry = project.pipeline("runs", "prune", "--keep", "1").stdout.splitlines()
     assert dry[-1].endswith("remove them with: python -m pipeline runs prune --keep 1 --delete")
@@ -92,6 +95,8 @@ def test_a_run_that_was_not_published_is_known_too(copy_of_finished: Project) ->
     assert not run.is_live
     assert run.page.is_file()
     assert ["test accuracy", "100.0 %"] in runs.comparison([run])
+    shutil.rmtree(copy_of_finished.runs("ExportGraph")[0])
+    assert runs.all_runs([], [report]) == []  # its figures went with it
 
 
 def test_a_name_for_several_runs_is_refused(tmp_path: Path) -> None:

@@ -119,6 +119,9 @@ def test_without_any_photos_all_is_said_to_be_missing(project: Project) -> None:
     bad_name = luigi(project, "Retrain", "--data", "../x")
     assert bad_name.returncode == 30
     assert "error: ../x: failed: data = '../x' cannot name a data set" in bad_name.stderr
+    bad_date = luigi(project, "RetrainAll", "--date", "2026-13-45")
+    assert bad_date.returncode == 30
+    assert re.fullmatch(r"error: date = 2026-13-45: a day is allowed, as [\d-]+\n", bad_date.stderr)
     assert not list(project.root.rglob("*.json"))
 
 

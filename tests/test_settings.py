@@ -174,7 +174,7 @@ def test_values_given_in_python_are_checked_too(inside: Project) -> None:
         Export(data="mine", learning_rate="0.1").check()
 
 
-@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a ", "a\nb"])
+@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a ", "a\nb", "a" * 61])
 def test_what_cannot_name_a_data_set(inside: Project, name: str) -> None:
     with pytest.raises(UserError, match="cannot name a data set"):
         settings.profile(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from pipeline import console
@@ -28,7 +29,7 @@ def add(verbs: Verbs) -> None:
     rollback = exports.add_parser("rollback", help="make an older one live, or any other")
     _names_version(rollback, "the one before the live one")
     rollback.set_defaults(run=_roll_back)
-    prune = exports.add_parser("prune", help="find those that may go: not the last ones, the live one and the pinned ones")
+    prune = exports.add_parser("prune", help="find those that may go: not the last ones, the live one, what is newer, and the pinned ones")
     prune.add_argument("data", nargs="?", metavar="DATA", help="(default: all data sets)")
     prune.add_argument("--keep", type=int, default=KEPT, metavar="N", help=f"how many of the last ones stay (default: {KEPT})")
     prune.add_argument("--delete", action="store_true", help="and remove them; without it nothing is changed")
@@ -174,5 +175,6 @@ def _prune(options: argparse.Namespace) -> int:
         if options.delete:
             registry.prune(folder, options.keep, console.note)
     what = f"{count} versions ({megabytes:.1f} MB)"
-    console.say(f"removed {what}" if options.delete else f"{what} may go; remove them with: python -m pipeline exports prune --delete")
+    again = shlex.join(["exports", "prune", *([options.data] if options.data else []), "--keep", str(options.keep), "--delete"])
+    console.say(f"removed {what}" if options.delete else f"{what} may go; remove them with: python -m pipeline {again}")
     return 0

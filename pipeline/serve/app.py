@@ -239,7 +239,7 @@ def _is_of_another_site(headers: Headers) -> bool:
         # A link from elsewhere to the page is fine.
         return headers.get("sec-fetch-mode") != "navigate" or "origin" in headers
     origin = headers.get("origin")
-    return origin is not None and urlsplit(origin).netloc != headers.get("host")
+    return origin is not None and origin.partition("://")[2] != headers.get("host")
 
 
 _ALWAYS = [
