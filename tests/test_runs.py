@@ -8,9 +8,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import Project, make_photos
+from conftest import REPOSITORY, Project, make_photos
 
-from pipeline import files, runs
+from pipeline import files, runs, settings
 from pipeline.errors import UserError
 
 
@@ -68,6 +68,11 @@ def test_what_differs_between_two_runs_and_why_and_what_is_left_of_the_older(cop
     assert steps["photos"] == "the same photos"
     assert "is the first run of colours: everything was made" in project.pipeline("runs", "why", "0001").stdout
 
+    assert project.pipeline("exports", "prune").stdout == "0 versions (0.0 MB) may go\n"
+    may_go = project.pipeline("exports", "prune", "colours", "--keep", "1").stdout
+    assert may_go.endswith("; remove them with: python -m pipeline exports prune colours --keep 1 --delete\n")
+    for name in settings.FOR_LUIGI:  # as the project ships them; they are no profiles
+        shutil.copy(REPOSITORY / f"configs/{name}.cfg", project.root / "configs")
     assert project.pipeline("runs", "prune").stdout.startswith("0 outputs")
     shutil.rmtree(before)
     dry = project.pipeline("runs", "prune", "--keep", "1").stdout.splitlines()
@@ -98,6 +103,7 @@ def test_a_name_for_several_runs_is_refused(tmp_path: Path) -> None:
     found = [runs.Run(f"{data}/0001-aa", tmp_path / data, {"key": "aabbccdd"}, False) for data in ("a", "b")]
     with pytest.raises(UserError, match="can be a/0001-aa, b/0001-aa; name one of them in full"):
         runs.find("0001-aa", found)
+    assert runs.find("b/0001", found) == found[1]
     assert runs.find("b/0001-aa", found) == found[1]
 
 

@@ -138,8 +138,7 @@ def _prune(options: argparse.Namespace) -> int:
     if options.keep < 1:
         raise UserError(f"--keep = {options.keep}: 1 or more is allowed")
     store = settings.paths().store
-    profiles = [path.stem for path in (settings.project() / settings.PROFILES).glob("*.cfg") if path.stem != "cron"]
-    exports = [*exports_folders(), *(settings.paths(data).exports / data for data in profiles)]
+    exports = [*exports_folders(), *(settings.paths(data).exports / data for data in settings.profiles())]
     try:
         with files.alone(store) if options.delete else contextlib.nullcontext():
             found = retention.unneeded(store, exports, options.keep)
