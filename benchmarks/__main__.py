@@ -32,7 +32,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition(": ")[2])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Run the benchmarks, on photos of yours or on drawn ones, and print what they find."
+    )
     parser.add_argument("which", nargs="?", choices=("all", "bottlenecks", "training"), default="all")
     parser.add_argument("--photos", type=Path, help="a folder with a folder of photos for each class (default: drawn flowers)")
     parser.add_argument("--count", type=int, default=400, help="photos in a pass (default: %(default)s)")

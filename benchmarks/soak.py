@@ -387,8 +387,7 @@ def check_vectors(site: Site) -> int:
 def prune(site: Site) -> None:
     """As docs/operations.md has it."""
     site.command("exports", "prune", "--keep", "3", "--delete")
-    if "prune" in site.command("runs", "--help"):
-        site.command("runs", "prune", "--keep", "3", "--delete")
+    site.command("runs", "prune", "--keep", "3", "--delete")
     site.command("cache", "prune", "--delete")
 
 

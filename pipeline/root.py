@@ -89,6 +89,7 @@ class Export(QuietTask):
     init_from_key = None
     live = None
     live_key = None
+    checked = None
     fail_if_rejected = switch(default=False, significant=False, description="end with exit code 30 where the gate rejects the classifier")
     allow_fallback = switch(default=True, significant=False, description="use the profile's fallback where the photos cannot be fetched")
     stop_on = choices(

@@ -73,7 +73,8 @@ def all_runs(exports: Iterable[Path], reports: Iterable[Path]) -> list[Run]:
 
 
 def find(name: str, runs: Sequence[Run]) -> Run:
-    """The run that a person means: by its name or the end of it, a data set (its live version), a folder, or the beginning of a key.
+    """The run that a person means: by its name, the end or the beginning of it (as mine/0001), a data set (its live version), a folder,
+    or the beginning of a key.
 
     Raises UserError where there is none, or more than one.
     """
@@ -82,6 +83,7 @@ def find(name: str, runs: Sequence[Run]) -> Run:
         lambda run: name in (run.name, run.name.partition("/")[2]) or run.folder.resolve() == folder,
         lambda run: run.is_live and run.name.partition("/")[0] == name,
         lambda run: len(name) >= 4 and (run.key.startswith(name) or run.name.partition("/")[2].startswith(name)),
+        lambda run: "/" in name and run.name.startswith(name),
     ]
     for way in ways:
         found = [run for run in runs if way(run)]

@@ -468,7 +468,7 @@ class ExportGraph(Artifact):
         from pipeline import export
 
         _, model_task, packed, training = self.requires()
-        with self.progress("test photos") as report:
+        with self.progress("answers") as report:
             graph = export.export(
                 work,
                 model_task.folder,
@@ -508,7 +508,7 @@ class ExportTFLite(Artifact):
         from pipeline.export import tflite
 
         packed, training, classifier = self.requires()
-        with self.progress("test photos") as report:
+        with self.progress("answers") as report:
             said = tflite.export(
                 work,
                 self.KIND,

@@ -227,3 +227,4 @@ def test_cache_prune_removes_only_what_no_index_refers_to_and_only_if_told(copy_
     assert stray.exists()
     assert copy_of_finished.pipeline("cache", "prune", "--delete").stdout.startswith("removed 1 vectors")
     assert vectors_of(copy_of_finished) == kept
+    assert copy_of_finished.pipeline("cache", "prune").stdout == "0 vectors (0.0 MB) of photos that are in no index\n"

@@ -8,9 +8,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import Project, make_photos
+from conftest import REPOSITORY, Project, make_photos
 
-from pipeline import files, runs
+from pipeline import files, runs, settings
 from pipeline.errors import UserError
 
 
@@ -68,7 +68,11 @@ def test_what_differs_between_two_runs_and_why_and_what_is_left_of_the_older(cop
     assert steps["photos"] == "the same photos"
     assert "is the first run of colours: everything was made" in project.pipeline("runs", "why", "0001").stdout
 
-    project.profile("luigid", "[core]\n")  # for Luigi, and no profile
+    assert project.pipeline("exports", "prune").stdout == "0 versions (0.0 MB) may go\n"
+    may_go = project.pipeline("exports", "prune", "colours", "--keep", "1").stdout
+    assert may_go.endswith("; remove them with: python -m pipeline exports prune colours --keep 1 --delete\n")
+    for name in settings.FOR_LUIGI:  # as the project ships them; they are no profiles
+        shutil.copy(REPOSITORY / f"configs/{name}.cfg", project.root / "configs")
     assert project.pipeline("runs", "prune").stdout.startswith("0 outputs")
     may_go = project.pipeline("exports", "prune", "colours", "--keep", "1").stdout
     assert may_go.endswith("may go; remove them with: python -m pipeline exports prune colours --keep 1 --delete\n")
@@ -103,6 +107,7 @@ def test_a_name_for_several_runs_is_refused(tmp_path: Path) -> None:
     found = [runs.Run(f"{data}/0001-aa", tmp_path / data, {"key": "aabbccdd"}, False) for data in ("a", "b")]
     with pytest.raises(UserError, match="can be a/0001-aa, b/0001-aa; name one of them in full"):
         runs.find("0001-aa", found)
+    assert runs.find("b/0001", found) == found[1]
     assert runs.find("b/0001-aa", found) == found[1]
 
 
@@ -115,6 +120,7 @@ def test_evaluate_gives_the_same_figures_and_page_for_new_photos(finished: Proje
     (tmp_path / "new/blue/page.jpg").write_text("<html>")
     done = finished.pipeline("evaluate", "colours", "--images", str(tmp_path / "new"), "--output", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
+    assert "learned" not in done.stderr
     accuracy, left_out, page = done.stdout.splitlines()
     assert accuracy.startswith("accuracy 91.7 % (11 of 12 photos, 95 % interval ")
     assert left_out.startswith("left out 1, ")
@@ -127,6 +133,12 @@ def test_evaluate_gives_the_same_figures_and_page_for_new_photos(finished: Proje
     assert "blue/red.png" in html and "page.jpg" in html
     assert "labelled" in html  # the red one among the blue ones is suspected
     assert "Sweep" not in html
+
+
+def test_evaluate_says_which_photos_are_no_test(finished: Project, tmp_path: Path) -> None:
+    splits = files.read_json(finished.live("colours") / files.MANIFEST)["splits"]
+    done = finished.pipeline("evaluate", "colours", "--images", "data/colours", "--output", str(tmp_path / "out"))
+    assert f"warning: it has learned from {splits['training'] + splits['validation']} of these photos: " in done.stderr
 
 
 def test_evaluate_has_a_place_of_its_own_for_each_set_of_photos(finished: Project, tmp_path: Path) -> None:

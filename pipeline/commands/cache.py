@@ -69,5 +69,6 @@ def _prune(options: argparse.Namespace) -> int:
             if options.delete:
                 vector_cache.remove(Path(entry.path))
     what = f"{count} vectors ({size / 1e6:.1f} MB) of photos that are in no index"
-    console.say(f"removed {what}" if options.delete else f"{what}; remove them with: python -m pipeline cache prune --delete")
+    again = "; remove them with: python -m pipeline cache prune --delete" if count else ""
+    console.say(f"removed {what}" if options.delete else f"{what}{again}")
     return 0

@@ -175,6 +175,9 @@ def _prune(options: argparse.Namespace) -> int:
         if options.delete:
             registry.prune(folder, options.keep, console.note)
     what = f"{count} versions ({megabytes:.1f} MB)"
-    again = shlex.join(["exports", "prune", *([options.data] if options.data else []), "--keep", str(options.keep), "--delete"])
-    console.say(f"removed {what}" if options.delete else f"{what} may go; remove them with: python -m pipeline {again}")
+    if options.delete:
+        console.say(f"removed {what}")
+    else:
+        again = f"python -m pipeline exports prune {f'{shlex.quote(options.data)} ' if options.data else ''}--keep {options.keep} --delete"
+        console.say(f"{what} may go" + (f"; remove them with: {again}" if count else ""))
     return 0

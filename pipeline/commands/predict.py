@@ -30,7 +30,7 @@ LIST = "-"
 def add(verbs: Verbs) -> None:
     predict = verbs.add_parser("predict", help="name photos with an exported classifier")
     classifier = predict.add_argument(
-        "classifier", metavar="EXPORT|DATA", help="folder of an export, or name of a data set, whose latest export is taken"
+        "classifier", metavar="EXPORT|DATA", help="folder of an export, or name of a data set, whose live version is taken"
     )
     photos = _takes_photos(predict, _predict)
     predict.usage = "%(prog)s [options] EXPORT|DATA PHOTO...\n       %(prog)s [options] --graph GRAPH.pb --labels LABELS.txt PHOTO..."
