@@ -27,6 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # as in `… | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CUT_OFF
+    except OSError as error:
+        if not error.filename:
+            raise
+        console.complain(f"{error.filename}: {error.strerror}; mend that, then run again")
+        return FAILED
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -228,3 +228,12 @@ def test_cache_prune_removes_only_what_no_index_refers_to_and_only_if_told(copy_
     assert copy_of_finished.pipeline("cache", "prune", "--delete").stdout.startswith("removed 1 vectors")
     assert vectors_of(copy_of_finished) == kept
     assert copy_of_finished.pipeline("cache", "prune").stdout == "0 vectors (0.0 MB) of photos that are in no index\n"
+
+
+def test_a_file_that_cannot_be_written_is_one_line(copy_of_finished: Project) -> None:
+    lock = copy_of_finished.root / "exports/colours/.lock"
+    lock.mkdir()  # as little use as a folder that may not be written, which root may
+    for verb in ("pin", "rollback"):
+        done = copy_of_finished.pipeline("exports", verb, "colours", "0001")
+        assert done.returncode == 30
+        assert done.stderr == f"error: {lock}: Is a directory; mend that, then run again\n"
