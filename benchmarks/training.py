@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -22,16 +22,25 @@ CLASSIC_SHARE = 20
 """The classic side makes one step where the pipeline makes so many."""
 
 
+Side = Callable[[Path, Path, int, int], Cost]
+
+CANDIDATES = {"pipeline": (0.001, 0.003, 0.01), "one candidate": (0.003,)}
+"""The weight decays of the pipeline's sides; by default it trains with each of three."""
+
+
 def run(photos: Sequence[Photo], folder: Path, backbone: Path, work: Path, rounds: int, steps: int, seed: int) -> None:
     """Compute the photos' vectors once, let the sides train on them in turns, and print what it took."""
     split = dataset.split(photos, testing_percentage=10, validation_percentage=10, seed=seed)
-    steps_of = {CLASSIC: max(1, steps // CLASSIC_SHARE), "pipeline": steps}
-    say(f"training: {len(photos)} vectors of {len(dataset.labels_of(photos))} classes, batches of 100; the pipeline as by default")
+    steps_of = {CLASSIC: max(1, steps // CLASSIC_SHARE), **dict.fromkeys(CANDIDATES, steps)}
+    say(f"training: {len(photos)} vectors of {len(dataset.labels_of(photos))} classes, batches of 100; the pipeline as by default,")
+    say("which is a sweep of three candidates, and with one candidate, as the classic one has")
     say(f"steps: {', '.join(f'{name} {count}' for name, count in steps_of.items())}; below, each by the step")
+    with measuring.own_process() as preparing:  # as in a run, where each task has a process of its own
+        preparing.submit(_write_vectors, split, folder, backbone, work).result()
     with ExitStack() as open_processes:
         process = {name: open_processes.enter_context(measuring.own_process()) for name in steps_of}
-        process["pipeline"].submit(_write_vectors, split, folder, backbone, work).result()
-        side = {CLASSIC: _train_classic, "pipeline": _train_ours}
+        side: dict[str, Side] = {name: functools.partial(_train_ours, decays) for name, decays in CANDIDATES.items()}
+        side[CLASSIC] = _train_classic
 
         def one_pass(name: str, count: int = 0) -> Cost:
             return process[name].submit(side[name], work, work / name, count or steps_of[name], seed).result()
@@ -66,7 +75,7 @@ def _write_vectors(photos: Sequence[Photo], folder: Path, backbone: Path, work: 
         classic.write_text(classic.text_path(work / "text", photo), vector)
 
 
-def _train_ours(work: Path, out: Path, steps: int, seed: int) -> Cost:
+def _train_ours(weight_decays: tuple[float, ...], work: Path, out: Path, steps: int, seed: int) -> Cost:
     from pipeline import final_layer
 
     shutil.rmtree(out, ignore_errors=True)
@@ -74,7 +83,7 @@ def _train_ours(work: Path, out: Path, steps: int, seed: int) -> Cost:
         how_many_training_steps=steps,
         train_batch_size=100,
         learning_rate=(0.03,),
-        weight_decay=(0.001, 0.003, 0.01),
+        weight_decay=weight_decays,
         eval_step_interval=50,
         checkpoint_interval=200,
         seed=seed,
