@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import mmap
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,34 +11,37 @@ import numpy as np
 PACKED = "bottlenecks.npy"
 INDEX = "index.csv"
 
-BYTES_MAPPED = 128 << 20
-"""Of a packed matrix that is larger, so much is mapped before its pages are given back."""
-
-BYTES_AROUND = 64 << 10
-"""Linux maps so much around what is read (its fault-around), where a file is in memory already."""
+ROWS_AT_ONCE = 4096
+"""Neighbours that are read at once, at most: one read brings 2 GB at most."""
 
 
 class Packed:
-    """The packed bottlenecks in a folder, float32 [rows, width]: a map of the file, of which only what is asked for is read."""
+    """The packed bottlenecks in a folder, float32 [rows, width]: a file, of which only what is asked for is read.
+
+    It is read and not mapped: what a process has touched of a map counts as its memory, and the system maps up to a megabyte
+    around each row.
+    """
 
     def __init__(self, folder: Path) -> None:
-        with open(folder / PACKED, "rb") as file:
-            version = np.lib.format.read_magic(file)
-            assert version == (1, 0)
-            self.shape, _, _ = np.lib.format.read_array_header_1_0(file)
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            self._rows = np.frombuffer(self._map, "<f4", offset=file.tell()).reshape(self.shape)
-        self._mapped = 0
+        self._file = open(folder / PACKED, "rb")  # noqa: SIM115
+        version = np.lib.format.read_magic(self._file)
+        assert version == (1, 0)
+        self.shape, _, _ = np.lib.format.read_array_header_1_0(self._file)
+        self._begin = self._file.tell()
 
     def __len__(self) -> int:
         return int(self.shape[0])
 
-    def __getitem__(self, rows: np.ndarray | list[int]) -> np.ndarray:
-        """A copy of some rows, by number."""
-        vectors = np.take(self._rows, rows, axis=0)
-        self._mapped += len(vectors) * max(BYTES_AROUND, self._rows.itemsize * self.shape[1])
-        if self._mapped > BYTES_MAPPED < self._rows.nbytes:
-            # Pages stay where the system keeps files, and this process stays small, however large the file is.
-            self._map.madvise(mmap.MADV_DONTNEED)
-            self._mapped = 0
+    def __getitem__(self, rows: np.ndarray | Sequence[int]) -> np.ndarray:
+        """A copy of some rows, by number. Raises OSError where the file is shorter than it says."""
+        numbers = np.asarray(rows, np.int64)
+        vectors = np.empty((len(numbers), self.shape[1]), np.float32)
+        # Neighbours are read at once.
+        starts = np.flatnonzero((np.diff(numbers, prepend=-2) != 1) | (np.arange(len(numbers)) % ROWS_AT_ONCE == 0))
+        for start, stop in zip(starts, np.append(starts[1:], len(numbers))):
+            size, position = (int(count) * 4 * self.shape[1] for count in (stop - start, numbers[start]))
+            data = os.pread(self._file.fileno(), size, self._begin + position)
+            if len(data) != size:
+                raise OSError(f"{self._file.name} ends before row {numbers[stop - 1]}")
+            vectors[start:stop] = np.frombuffer(data, "<f4").reshape(-1, self.shape[1])
         return vectors

@@ -295,13 +295,17 @@ def test_statistics_lose_no_digits_over_a_large_mean() -> None:
     np.testing.assert_allclose(statistics.squares / 1000, rows.var(axis=0), rtol=1e-9)
 
 
-def test_a_map_that_gives_its_pages_back_reads_on(
+def test_packed_rows_are_read_in_any_order(
     photos: list[Photo], filled: VectorCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bottlenecks.pack(photos, filled, WIDTH, tmp_path)
-    monkeypatch.setattr(packed_module, "BYTES_MAPPED", 100)
-    packed = Packed(tmp_path)
+    monkeypatch.setattr(packed_module, "ROWS_AT_ONCE", 7)
+    packed, whole = Packed(tmp_path), np.load(tmp_path / PACKED)
     assert packed.shape == (60, WIDTH)
-    for start in range(0, 60, 20):
-        rows = np.arange(start, start + 20)[::-1]
-        assert packed[rows].tobytes() == b"".join(filled.read(photos[row].sha256).tobytes() for row in rows)  # type: ignore[union-attr]
+    for rows in (np.arange(60), np.arange(60)[::-1], [], [3], [59, 0, 1, 2, 2, 3], np.random.default_rng(0).integers(0, 60, 200)):
+        np.testing.assert_array_equal(packed[rows], whole[np.asarray(rows, int)])
+    with open(tmp_path / PACKED, "r+b") as file:
+        file.truncate(file.seek(0, 2) - 1)
+    assert len(packed[range(59)]) == 59
+    with pytest.raises(OSError, match="bottlenecks.npy ends before row 59"):
+        packed[[58, 59]]
