@@ -15,6 +15,7 @@ HANDED_DOWN = {
     "model_identity": "another pretrained model",
     "init_from_key": "another export to start from",
     "live_version": "another live version",
+    "live_key": "another live version",
 }
 """Parameters that no person sets, in words."""
 

@@ -51,6 +51,8 @@ def test_the_readme_names_nothing_that_is_not_there() -> None:
 
     ours = {name.replace("_", "-") for name, _ in Export.get_params()}
     others = {"module", "help", "logdir", "Export", *options_of(_parser())}
+    for file in (REPOSITORY / "benchmarks").glob("*.py"):
+        others |= set(re.findall(r'add_argument\("--([a-z-]+)"', file.read_text()))
     rows = [line.split("|") for line in readme.splitlines() if line.startswith("| `--")]
     assert len(rows) > 5  # the table for those who come from retrain.py: its flags stand in the first column
     text = readme
