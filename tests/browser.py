@@ -49,4 +49,4 @@ class Browser:
         """The addresses asked for since a page was opened, but for what it holds itself, and the browser's own first page."""
         events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
-        return [address for address in asked if not address.startswith(("data:", "chrome:"))]
+        return [address for address in asked if not address.startswith(("data:", "chrome:", "chrome-untrusted:"))]
