@@ -249,6 +249,7 @@ def measure_rival(
     packed: Path,
     training: Path,
     photos_folder: Path,
+    labels: Sequence[str],
     *,
     same_vectors: bool,
     load: Callable[[Path], Classifier],
@@ -260,6 +261,7 @@ def measure_rival(
         version: the folder of the live version.
         packed, training: outputs of the candidate's ComputeBottlenecks and TrainFinalLayer.
         photos_folder: where the photos are.
+        labels: the candidate's, in the order of its outputs.
         same_vectors: whether the live model would compute the same bottlenecks as those in ``packed``, so that they serve it.
         load: the classifier of a folder, for where they do not.
     """
@@ -267,9 +269,8 @@ def measure_rival(
     known = set(manifest["labels"])
     # A version from before versions kept the list of their photos has none: then none counts as one it learned from.
     before = {photo.sha256: photo for photo in changes.each_photo(version / changes.PHOTOS)} if (version / changes.PHOTOS).is_file() else {}
-    names = dataset.labels_of(photo for photo in dataset.each_photo(packed / INDEX))
     testing = [(row, photo) for row, photo in enumerate(dataset.each_photo(packed / INDEX)) if photo.split == dataset.TESTING]
-    ours = [names[number] for number in evaluation.read_logits(training)[dataset.TESTING].argmax(axis=1)]
+    ours = [labels[number] for number in evaluation.read_logits(training)[dataset.TESTING].argmax(axis=1)]
     learned = [photo.sha256 in before and before[photo.sha256].split != dataset.TESTING for _, photo in testing]
     unknown = [photo.label not in known for _, photo in testing]
     kept = [number for number in range(len(testing)) if not (learned[number] or unknown[number])]

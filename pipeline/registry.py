@@ -25,9 +25,6 @@ ADDED = ("drawn", "temperature", "evaluation", "verdict", "since", "checks")
 Copies = Mapping[str, Path]
 NO_COPIES: Copies = MappingProxyType({})
 
-MERGED = ("formats",)
-"""What it has of all its parts."""
-
 _VERSION = re.compile(r"(\d{4,})-[0-9a-f]+")
 
 

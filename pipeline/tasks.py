@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import itertools
 import logging
 import shlex
 import time
@@ -577,10 +578,10 @@ class Gate(Artifact):
         _, model_task, packed, training, classifier = self.requires()
         says = classifier.output().manifest()
         photos = Path(self.images)
-        testing = [photo.path for photo in dataset.each_photo(packed.folder / INDEX) if photo.split == dataset.TESTING]
         milliseconds = None
         if self.gate_milliseconds:
-            timed = [photos / path for path in testing[: gate.TIMED_PHOTOS]]
+            testing = (photo for photo in dataset.each_photo(packed.folder / INDEX) if photo.split == dataset.TESTING)
+            timed = [photos / photo.path for photo in itertools.islice(testing, gate.TIMED_PHOTOS)]
             milliseconds = gate.milliseconds_a_photo(load(classifier.folder, batch=1), timed)
         rival = None
         if self.live:
@@ -592,6 +593,7 @@ class Gate(Artifact):
                     packed.folder,
                     training.folder,
                     photos,
+                    says["labels"],
                     same_vectors=live["parents"]["DownloadModel"] == model_task.key
                     and all(live["parameters"].get(name) == says["parameters"][name] for name in same),
                     load=load,

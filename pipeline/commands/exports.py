@@ -81,7 +81,7 @@ def _version(options: argparse.Namespace, default: Path | None, without_default:
                 f"{options.data} has no {without_default}; name one of: {', '.join(path.name for path in registry.versions(folder))}"
             )
         return default
-    found = [path for path in registry.versions(folder) if path.name == options.version or path.name.startswith(options.version)]
+    found = [path for path in registry.versions(folder) if path.name.startswith(options.version)]
     if len(found) != 1:
         known = ", ".join(path.name for path in registry.versions(folder))
         what = "is no version" if not found else "can be several versions"
