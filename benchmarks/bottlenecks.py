@@ -106,7 +106,7 @@ def run(photos: Sequence[Photo], folder: Path, backbone: Path, work: Path, round
     say(f"bottlenecks: {describe(photos)}; {backbones.load(backbone).name}")
     say(f"threads: classic TensorFlow's default; pipeline {usable_cores()} ops at once, each on one thread; {_dtypes()}")
     with ExitStack() as open_processes:
-        process = {name: open_processes.enter_context(measuring.own_process()) for name in names}
+        process = {name: open_processes.enter_context(measuring.own_process(default_threads=name == CLASSIC)) for name in names}
 
         def one_pass(name: str, some: Sequence[Photo] = photos) -> Cost:
             return process[name].submit(_fill, name, backbone, some, folder, work / name).result()

@@ -44,9 +44,20 @@ def cost(work: Callable[[], object], items: int) -> Cost:
     return Cost(1000 * (time.perf_counter() - wall) / items, 1000 * (time.process_time() - cpu) / items)
 
 
-def own_process() -> ProcessPoolExecutor:
-    """A process for one side. TensorFlow's threads belong to the process, so two sides in one would share their settings."""
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+def own_process(default_threads: bool = False) -> ProcessPoolExecutor:
+    """A process for one side. TensorFlow's threads belong to the process, so two sides in one would share their settings.
+
+    With ``default_threads`` they are as TensorFlow has them, and not as the pipeline sets them.
+    """
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _make_threads if default_threads else None)
+
+
+def _make_threads() -> None:
+    """Let TensorFlow make the process its threads. Whoever asks for other ones later gets these."""
+    import tensorflow.compat.v1 as tf
+
+    with tf.Graph().as_default():
+        tf.Session().close()
 
 
 def take_turns(passes: dict[str, Callable[[], Cost]], rounds: int, seed: int, unit: str) -> dict[str, list[Cost]]:

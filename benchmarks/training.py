@@ -38,7 +38,7 @@ def run(photos: Sequence[Photo], folder: Path, backbone: Path, work: Path, round
     with measuring.own_process() as preparing:  # as in a run, where each task has a process of its own
         preparing.submit(_write_vectors, split, folder, backbone, work).result()
     with ExitStack() as open_processes:
-        process = {name: open_processes.enter_context(measuring.own_process()) for name in steps_of}
+        process = {name: open_processes.enter_context(measuring.own_process(default_threads=name == CLASSIC)) for name in steps_of}
         side: dict[str, Side] = {name: functools.partial(_train_ours, decays) for name, decays in CANDIDATES.items()}
         side[CLASSIC] = _train_classic
 

@@ -434,7 +434,7 @@ CROP = 0.875
 
 
 def looks(batch: tf.Tensor, average: str) -> tuple[tf.Tensor, int]:
-    """In the graph: images [batch, size, size, 3] → all looks at them [looks * batch, size, size, 3], and how many each has."""
+    """In the graph: images [batch, size, size, 3] → [batch * looks, size, size, 3], one's looks in a row, and how many it has."""
     from pipeline.tensorflow_v1 import tf
 
     if average == "none":
@@ -448,13 +448,13 @@ def looks(batch: tf.Tensor, average: str) -> tuple[tf.Tensor, int]:
             corner = batch[:, y:end_y, x:end_x, :]
             seen.append(tf.raw_ops.ResizeBilinear(images=corner, size=[size, size], half_pixel_centers=True))
     seen += [tf.reverse(look, [2]) for look in seen]
-    return tf.concat(seen, axis=0), len(seen)
+    return tf.reshape(tf.stack(seen, axis=1), [-1, *batch.shape[1:]]), len(seen)
 
 
 def mean_look(vectors: tf.Tensor, count: int) -> tf.Tensor:
-    """In the graph: the vectors of all looks [count * batch, width] → their mean for each photo [batch, width]."""
+    """In the graph: the vectors of all looks [batch * count, width] → their mean for each photo [batch, width]."""
     from pipeline.tensorflow_v1 import tf
 
     if count == 1:
         return vectors
-    return tf.reduce_mean(tf.reshape(vectors, [count, -1, int(vectors.shape[-1])]), axis=0)
+    return tf.reduce_mean(tf.reshape(vectors, [-1, count, int(vectors.shape[-1])]), axis=1)

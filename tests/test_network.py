@@ -36,13 +36,42 @@ def test_the_same_bytes_from_any_number_of_threads(backbone_folder: Path, pictur
 def test_a_batch_is_the_photos_one_by_one(backbone_folder: Path, pictures: list[bytes], batch: int) -> None:
     """To the rounding of a larger product; and what cannot be decoded has a reason of its own, and harms no other."""
     loaded = network.load(backbone_folder)
-    assert loaded.batch == 4
-    broken = pictures[0][:200]
-    vectors = loaded.vectors([pictures[0], broken, pictures[1], pictures[2]], [images.AS_IT_IS] * 4)
-    assert isinstance(vectors[1], BadImage)
+    assert loaded.batch == 8
+    broken = [pictures[0][:200], b"no picture"]
+    vectors = loaded.vectors([pictures[0], broken[0], pictures[1], broken[1], pictures[2]], [images.AS_IT_IS] * 5)
+    assert [isinstance(vector, BadImage) for vector in vectors] == [False, True, False, True, False]
     other = network.load(backbone_folder, batch=batch)
-    for data, vector in zip(pictures, [vectors[0], *vectors[2:]]):
+    for data, vector in zip(pictures, vectors[::2]):
         assert relative(vector, other(data)) < 1e-5  # type: ignore[arg-type]
+
+
+def test_a_batch_of_nothing_that_can_be_decoded(backbone_folder: Path) -> None:
+    vectors = network.load(backbone_folder).vectors([b"no picture", b"none either"], [images.AS_IT_IS] * 2)
+    assert [isinstance(vector, BadImage) for vector in vectors] == [True, True]
+
+
+def test_early_layers_on_each_photo_alone_change_nothing(
+    backbone_folder: Path, pictures: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apart = network.load(backbone_folder)(pictures[0])
+    monkeypatch.setattr(network, "_waist", lambda *_: None)
+    assert relative(apart, network.load(backbone_folder)(pictures[0])) < 1e-5
+
+
+def convolved(x: tf.Tensor, stride: int, name: str) -> tf.Tensor:
+    kernel = tf.ones([1, 1, x.shape[-1], 4])
+    return tf.nn.relu(tf.nn.bias_add(tf.nn.conv2d(x, kernel, strides=stride, padding="SAME"), tf.ones([4])), name=name)
+
+
+@pytest.mark.parametrize(("around", "waist"), [(False, "narrow:0"), (True, None)])
+def test_where_a_network_is_narrow(around: bool, waist: str | None) -> None:
+    """Where all of the rest goes through one small map, and not between a convolution and the ops that go into one with it."""
+    with tf.Graph().as_default() as graph:
+        image = tf.placeholder(tf.float32, [None, 32, 32, 3], name="image")
+        wide = convolved(image, 8, "wide")
+        end = tf.reduce_mean(convolved(convolved(wide, 2, "narrow"), 1, "narrower"), [1, 2])
+        tf.add(end, tf.reduce_mean(wide if around else 0.0), name="bottleneck")
+    assert network._waist(graph.as_graph_def(), tf.TensorShape([1, 32, 32, 3]), "bottleneck:0") == waist
 
 
 def test_a_vector_does_not_depend_on_the_photos_beside_it(backbone_folder: Path, pictures: list[bytes]) -> None:

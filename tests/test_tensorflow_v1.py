@@ -1,0 +1,30 @@
+"""The one door to TensorFlow: what holds for every process that comes through it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+BUSY_CORES = """
+import time
+import numpy as np
+from pipeline.tensorflow_v1 import session, tf
+
+with tf.Graph().as_default():
+    first = tf.placeholder(tf.float32, [2000, 2000])
+    # Its branches are functions, and with the first function TensorFlow makes the process its pool of threads.
+    tf.cond(tf.size(first) > 0, lambda: first, lambda: first + 1)
+    run = session(threads=1).make_callable(first @ first, [first])
+    given = np.ones([2000, 2000], np.float32)
+    run(given)
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(10):
+        run(given)
+    print((time.process_time() - cpu) / (time.perf_counter() - wall))
+"""
+
+
+def test_an_op_has_one_thread_whatever_was_built_before_the_session() -> None:
+    done = subprocess.run([sys.executable, "-c", BUSY_CORES], capture_output=True, text=True, check=True)
+    # A thread is busy for no more than the time that goes by; several would be for a multiple of it.
+    assert float(done.stdout) < 1.3
