@@ -250,7 +250,7 @@ class _Trainer:
 
         def one(number: tf.Tensor) -> tf.Tensor:
             step = first + tf.cast(number, tf.int64)
-            outputs = heads.logits(batch(number), self.layer, self.shape.heads, self._dropped(step))
+            outputs = heads.logits_by_class(batch(number), self.layer, self.shape.heads, self._dropped(step))
             gradients = self._logit_gradients(outputs, tf.gather(self.truths, number))
             rates = learning_rates * tf.gather(self.factors, number)
             with tf.control_dependencies(optimizer.step(outputs, gradients, rates, weight_decays, step)):
@@ -271,17 +271,19 @@ class _Trainer:
         return tf.cast(drawn >= options.dropout, tf.float32) / (1 - options.dropout)
 
     def _logit_gradients(self, outputs: tf.Tensor, truth: tf.Tensor) -> tf.Tensor:
-        """The gradients of the mean loss of a batch by its logits, [batch, heads, classes] as these."""
+        """The gradients of the mean loss of a batch by its logits, [heads, classes, batch] as these."""
         options, classes = self.options, self.shape.classes
-        wanted = tf.one_hot(truth[:, tf.newaxis], classes)
+        wanted = tf.one_hot(truth, classes, axis=0)
         if any(options.label_smoothing):
-            smoothing = self._of_candidates("label_smoothing")[:, tf.newaxis]
+            smoothing = self._of_candidates("label_smoothing")[:, tf.newaxis, tf.newaxis]
             wanted = wanted * (1 - smoothing) + smoothing / classes
         weights = tf.constant(1 / options.train_batch_size)
         if options.class_weights == "balanced":
             balanced = balanced_weights(self.examples.truth[self.examples.rows[dataset.TRAINING]], classes)
-            weights = weights * tf.gather(tf.constant(balanced), truth)[:, tf.newaxis, tf.newaxis]
-        return (tf.nn.softmax(outputs) - wanted) * weights
+            weights = weights * tf.gather(tf.constant(balanced), truth)
+        # Not tf.nn.softmax, which would move the classes to the last place and back.
+        shares = tf.exp(outputs - tf.reduce_max(outputs, axis=1, keepdims=True))
+        return (shares / tf.reduce_sum(shares, axis=1, keepdims=True) - wanted) * weights
 
     def _best(self) -> tuple[Layer, tf.Variable, tf.Variable]:
         """The heads at the best step of each, and that step and loss; ``keep`` fills them for the heads whose loss is lower now."""

@@ -71,6 +71,14 @@ def logits(x: tf.Tensor, layer: Layer, heads: int = 1, dropped: tf.Tensor | None
     return tf.reshape(flat, [-1, heads, int(flat.shape[-1]) // heads])
 
 
+def logits_by_class(x: tf.Tensor, layer: Layer, heads: int = 1, dropped: tf.Tensor | None = None) -> tf.Tensor:
+    """The same, as [heads, classes, batch]: so a product with few rows takes half the time, and softmax a third."""
+    if "hidden_weights" in layer:
+        return tf.transpose(logits(x, layer, heads, dropped), [1, 2, 0])
+    flat = tf.matmul(layer["weights"], x if dropped is None else x * dropped, transpose_b=True) + layer["biases"][:, tf.newaxis]
+    return tf.reshape(flat, [heads, int(flat.shape[0]) // heads, -1])
+
+
 def _linear(x: tf.Tensor, weights: tf.Variable, biases: tf.Variable) -> tf.Tensor:
     return tf.nn.bias_add(tf.matmul(x, weights, transpose_b=True), biases)
 

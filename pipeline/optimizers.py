@@ -50,7 +50,7 @@ class Optimizer:
         """One step down.
 
         Args:
-            logits: float32 [batch, heads, classes], computed from the variables.
+            logits: float32 [heads, classes, batch], computed from the variables.
             logit_gradients: of each head's loss by its logits, in the same shape.
             rates, decays: float32 [heads], learning rates and weight decays; the latter for matrices, not for biases.
             global_step: int64, steps done before.
@@ -58,7 +58,7 @@ class Optimizer:
         adam = self._name == "adam"
         if not adam:
             # The heads share no variable: a small tensor times the rates here saves a pass over the large gradients.
-            logit_gradients, decays = logit_gradients * rates[:, tf.newaxis], decays * rates
+            logit_gradients, decays = logit_gradients * rates[:, tf.newaxis, tf.newaxis], decays * rates
         updates: list[tf.Operation] = []
         gradients = tf.gradients([logits], list(self._variables.values()), [logit_gradients])
         for (name, variable), gradient in zip(self._variables.items(), gradients):

@@ -376,7 +376,7 @@ class CheckDrift(_Check):
 class TrainFinalLayer(Artifact):
     """The final layer, trained on the packed bottlenecks."""
 
-    VERSION = "3"
+    VERSION = "4"
 
     how_many_training_steps = whole_number(1, 10**8, default=4000, description="mini-batches to train on")
     train_batch_size = whole_number(1, 2**16, default=100, description="photos in a mini-batch")

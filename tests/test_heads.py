@@ -23,7 +23,10 @@ def run(shape: Shape, values: dict[str, np.ndarray], x: np.ndarray, dropped: np.
         layer = heads.variables(shape, "layer")
         running.run([v.initializer for v in layer.values()], {v.initializer.inputs[1]: values[n] for n, v in layer.items()})
         x = heads.standardised(tf.constant(x), layer)
-        return running.run(heads.logits(x, layer, shape.heads, None if dropped is None else tf.constant(dropped)))
+        given = (x, layer, shape.heads, None if dropped is None else tf.constant(dropped))
+        found, by_class = running.run([heads.logits(*given), heads.logits_by_class(*given)])
+    np.testing.assert_allclose(by_class, found.transpose(1, 2, 0), atol=1e-5)
+    return found
 
 
 def by_hand(values: dict[str, np.ndarray], x: np.ndarray, head: int, count: int, dropped: np.ndarray | float = 1.0) -> np.ndarray:

@@ -12,12 +12,12 @@ RATES, DECAYS = np.array([0.1, 0.02]), np.array([0.0, 0.5])
 
 
 def steps_by_tensorflow(name: str, start: np.ndarray, target: np.ndarray, steps: int) -> np.ndarray:
-    """Minimise half the squared distance of the weights, seen as logits [1, heads, the rest], to a target."""
+    """Minimise half the squared distance of the weights, seen as logits [heads, the rest, 1], to a target."""
     with tf.Graph().as_default(), session(threads=1) as running:
         step = tf.train.get_or_create_global_step()
         weights = tf.get_variable("weights", initializer=tf.constant(start, tf.float32), use_resource=True)
-        logits = tf.reshape(weights, [1, 2, -1])
-        gradients = logits - tf.constant(target.reshape(1, 2, -1), tf.float32)
+        logits = tf.reshape(weights, [2, -1, 1])
+        gradients = logits - tf.constant(target.reshape(2, -1, 1), tf.float32)
         optimizer = optimizers.Optimizer(name, {"weights": weights})
         rates, decays = (tf.constant(values, tf.float32) for values in (RATES, DECAYS))
         with tf.control_dependencies(optimizer.step(logits, gradients, rates, decays, step.read_value())):
