@@ -64,15 +64,21 @@ def compute(
     cache: VectorCache,
     *,
     drawn: Callable[[Photo], np.ndarray] = lambda row: AS_IT_IS,
+    checked: Report = lambda done, total: None,
     report: Report = lambda done, total: None,
 ) -> Filled:
     """See to it that the cache has a vector for each row whose photo in ``folder`` can be decoded.
 
     A kill at any moment loses at most the photos in flight. ``load`` is called only if something has to be computed.
-    ``drawn`` says how the photo of a row is distorted.
+    ``drawn`` says how the photo of a row is distorted; ``checked`` hears how many were looked for in the cache, and
+    ``report`` then how many there are.
     """
     unique = list({name_of(row.sha256, row.view): row for row in reversed(rows)}.values())[::-1]
-    missing = [row for row, is_there in zip(unique, map_in_threads(lambda row: _is_cached(row, cache), unique)) if not is_there]
+    missing = []
+    for number, is_there in enumerate(map_in_threads(lambda row: _is_cached(row, cache), unique)):
+        if not is_there:
+            missing.append(unique[number])
+        checked(number + 1, len(unique))
     damaged = [row.path for row in missing if os.path.lexists(cache.path(row.sha256, row.view))]
     there = len(unique) - len(missing)
     computed = overtaken = 0

@@ -74,12 +74,17 @@ def progress(title: str, unit: str, *, clock: Callable[[], float] = time.monoton
     ``unit`` is a plural noun, or ``B`` for bytes.
     """
     if sys.stderr.isatty():
-        with tqdm(desc=title, unit="B" if unit == "B" else f" {unit}", unit_scale=unit == "B", leave=False) as bar:
+        with contextlib.ExitStack() as stack:
+            bar: tqdm[None] | None = None
 
             def draw(done: int, total: int) -> None:
-                if bar.total is None:
-                    bar.total, bar.initial, bar.n = total, done, done
+                nonlocal bar
+                if bar is None:  # there is none before the job begins, nor after it ends: another one has the line then
+                    kind = {"unit": "B", "unit_scale": True} if unit == "B" else {"unit": f" {unit}"}
+                    bar = stack.enter_context(tqdm(desc=title, total=total, initial=done, leave=False, **kind))
                 bar.update(done - bar.n)
+                if done >= total:
+                    bar.close()
 
             yield draw
         return

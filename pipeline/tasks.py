@@ -325,9 +325,9 @@ class ComputeBottlenecks(Artifact):
         if not rows:
             return bottlenecks.Filled(0, 0, [], {})
         unit = "views" if rows[0].view else "photos"
-        with self.progress(unit) as report:
+        with self.progress("cached vectors") as checked, self.progress(unit) as report:
             started = time.time()
-            filled = bottlenecks.compute(rows, Path(self.images), load, cache, drawn=extraction.drawn, report=report)
+            filled = bottlenecks.compute(rows, Path(self.images), load, cache, drawn=extraction.drawn, checked=checked, report=report)
         rate = f", {filled.computed / (time.time() - started):.0f} a second" if filled.computed else ""
         console.note(f"bottlenecks of {len(rows)} {unit}: {filled.cached} from the cache, {filled.computed} computed{rate}")
         if filled.damaged:

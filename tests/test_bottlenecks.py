@@ -81,8 +81,14 @@ def test_only_what_is_missing_or_damaged_is_computed(folder: Path, photos: list[
     bottlenecks.compute(photos, folder, lambda: STAND_IN, cache)
     cache.path(photos[3].sha256).write_bytes(b"cut")
     cache.path(photos[4].sha256).unlink()
-    filled = bottlenecks.compute(photos, folder, lambda: STAND_IN, cache)
+    checked: list[tuple[int, int]] = []
+    computed: list[tuple[int, int]] = []
+    filled = bottlenecks.compute(
+        photos, folder, lambda: STAND_IN, cache, checked=lambda *one: checked.append(one), report=lambda *one: computed.append(one)
+    )
     assert (filled.computed, filled.cached, filled.damaged) == (2, 58, [photos[3].path])
+    assert checked == [(number, 60) for number in range(1, 61)]
+    assert computed == [(58, 60), (60, 60)] or computed == [(58, 60), (59, 60), (60, 60)]
     assert all(cache.read(photo.sha256) is not None for photo in photos)
 
 

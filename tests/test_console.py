@@ -35,6 +35,20 @@ def test_bytes_are_shown_in_units(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "Fetching: 114MB of 228MB, 5.70MB a second, 00:20 left\n"
 
 
+def test_on_a_terminal_one_job_after_the_other_has_its_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with console.progress("Caching", "cached vectors") as checked, console.progress("Caching", "photos") as report:
+        assert capsys.readouterr().err == ""
+        checked(1, 2)
+        assert "1/2" in capsys.readouterr().err
+        checked(2, 2)
+        assert capsys.readouterr().err.endswith("\r")  # the line is empty again
+        report(2, 8)
+        drawn = capsys.readouterr().err
+        assert "2/8" in drawn
+        assert "\n" not in drawn
+
+
 def test_results_go_to_stdout_and_the_rest_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     console.say("result")
     console.warn("careful")
