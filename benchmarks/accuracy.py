@@ -46,6 +46,8 @@ TRIED = (
     "--learning-rate 0.01,0.03,0.1 --weight-decay 0.0003,0.001,0.003,0.01,0.03",
 )
 
+HEADING = "| settings | named rightly | 95 % interval | from seed to seed | only here : only by default |\n|---|---|---|---|---|"
+
 Right = dict[tuple[int, str], bool]
 """Whether a test photo was named rightly, by the seed that drew it and its path."""
 
@@ -53,12 +55,12 @@ Right = dict[tuple[int, str], bool]
 def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     plain: Right = {}
-    say("| settings | named rightly | 95 % interval | from seed to seed | only here : only by default |\n|---|---|---|---|---|")
+    say(HEADING)
     try:
         for tried in (DEFAULTS, *(options.tried or TRIED)):
             right = {key: value for seed in range(options.seeds) for key, value in _train(options, tried, seed)}
             plain = plain or right
-            say(row(tried, right, plain))
+            say(row(f"`{tried}`" if tried else "", right, plain))
     except UserError as error:
         console.complain(str(error))
         return 30
@@ -119,7 +121,7 @@ def row(tried: str, right: Right, plain: Right) -> str:
     both = right.keys() & plain.keys()
     here, there = sum(right[key] > plain[key] for key in both), sum(right[key] < plain[key] for key in both)
     return (
-        f"| {f'`{tried}`' if tried else 'defaults'} | **{100 * correct / count:.1f} %** ({correct} of {count}) | {low:.1f} to {high:.1f} "
+        f"| {tried or 'defaults'} | **{100 * correct / count:.1f} %** ({correct} of {count}) | {low:.1f} to {high:.1f} "
         f"| {min(shares):.1f} to {max(shares):.1f} | {f'{here} : {there}' if tried else '–'} |"
     )
 

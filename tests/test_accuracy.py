@@ -13,7 +13,7 @@ def test_a_row_pools_the_seeds_and_compares_photo_by_photo() -> None:
     plain = {(seed, f"{number}.jpg"): number < 6 for seed in (0, 1) for number in range(10)}
     tried = {(seed, f"{number}.jpg"): seed == 1 or number >= 2 for seed in (0, 1) for number in range(10)}
     assert row("", plain, plain) == "| defaults | **60.0 %** (12 of 20) | 38.7 to 78.1 | 60.0 to 60.0 | – |"
-    assert row("--x 1", tried, plain) == "| `--x 1` | **90.0 %** (18 of 20) | 69.9 to 97.2 | 80.0 to 100.0 | 8 : 2 |"
+    assert row("`--x 1`", tried, plain) == "| `--x 1` | **90.0 %** (18 of 20) | 69.9 to 97.2 | 80.0 to 100.0 | 8 : 2 |"
 
 
 def test_what_is_tried_can_be_chosen() -> None:
