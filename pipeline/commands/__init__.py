@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 Verbs = argparse._SubParsersAction
@@ -19,3 +20,20 @@ def manifests(task: str) -> list[dict[str, Any]]:
 
     found = [files.read_manifest(folder) for folder in settings.paths().runs(task)]
     return [manifest for manifest in found if manifest]
+
+
+def exports_folders() -> list[Path]:
+    """The folders with published versions, a data set each; those too that a profile has moved."""
+    from pipeline import registry, settings
+    from pipeline.errors import UserError
+
+    main = settings.paths().exports
+    names = {path.name for path in main.iterdir() if path.is_dir()} if main.is_dir() else set()
+    names |= {path.stem for path in (settings.project() / "configs").glob("*.cfg")}
+    folders = []
+    for name in sorted(names):
+        try:
+            folders.append(settings.paths(name).exports / name)
+        except UserError:  # no profile, as configs/cron.cfg
+            folders.append(main / name)
+    return [folder for folder in folders if registry.versions(folder)]

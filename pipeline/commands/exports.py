@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from pipeline import console
-from pipeline.commands import Verbs
+from pipeline.commands import Verbs, exports_folders
 from pipeline.console import shown
 from pipeline.errors import UserError
 
@@ -47,27 +47,11 @@ def exports_folder(data: str) -> Path:
 
     folder = settings.paths(data).exports / data
     if not registry.versions(folder):
-        known = [folder.name for folder in _folders()]
+        known = [folder.name for folder in exports_folders()]
         raise UserError(
             f"{data!r} has no published version; " + (f"those that have: {', '.join(known)}" if known else "run make retrain first")
         )
     return folder
-
-
-def _folders() -> list[Path]:
-    """The folders with published versions, those too that a profile has moved."""
-    from pipeline import registry, settings
-
-    main = settings.paths().exports
-    names = {path.name for path in main.iterdir() if path.is_dir()} if main.is_dir() else set()
-    names |= {path.stem for path in (settings.project() / "configs").glob("*.cfg")}
-    folders = []
-    for name in sorted(names):
-        try:
-            folders.append(settings.paths(name).exports / name)
-        except UserError:  # no profile, as configs/cron.cfg
-            folders.append(main / name)
-    return [folder for folder in folders if registry.versions(folder)]
 
 
 def _version(options: argparse.Namespace, default: Path | None, without_default: str = "") -> Path:
@@ -92,7 +76,7 @@ def _version(options: argparse.Namespace, default: Path | None, without_default:
 def _list(options: argparse.Namespace) -> int:
     from pipeline import files, registry, runs
 
-    folders = [exports_folder(options.data)] if options.data else _folders()
+    folders = [exports_folder(options.data)] if options.data else exports_folders()
     if not folders:
         console.say("no version yet: make retrain, or luigi --module pipeline Export")
         return 0
@@ -168,7 +152,7 @@ def _prune(options: argparse.Namespace) -> int:
     if options.keep < 0:
         raise UserError(f"--keep = {options.keep}: 0 or more is allowed")
     count, megabytes = 0, 0.0
-    for folder in [exports_folder(options.data)] if options.data else _folders():
+    for folder in [exports_folder(options.data)] if options.data else exports_folders():
         for version in registry.superfluous(folder, options.keep):
             count, megabytes = count + 1, megabytes + _megabytes(version)
             console.say(shown(version))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import console
-from pipeline.commands import Verbs, manifests
+from pipeline.commands import Verbs, exports_folders
 from pipeline.console import shown
 from pipeline.errors import UserError
 
@@ -33,16 +33,6 @@ def add(verbs: Verbs) -> None:
     prune.add_argument("--keep", type=int, default=3, metavar="N", help="runs of each data set that are kept (default: 3)")
     prune.add_argument("--delete", action="store_true", help="and remove it; without it nothing is changed")
     prune.set_defaults(run=_prune)
-
-
-def exports_folders() -> list[Path]:
-    """The folders of versions, one for each data set."""
-    from pipeline import settings
-
-    data_sets = {manifest["data"] for manifest in manifests("Report")}
-    exports = settings.paths().exports
-    folders = [folder for folder in exports.iterdir() if folder.is_dir()] if exports.is_dir() else []
-    return [*folders, *(settings.paths(data).exports / data for data in data_sets)]
 
 
 def all_runs() -> list[Run]:
