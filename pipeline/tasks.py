@@ -319,14 +319,17 @@ class ComputeBottlenecks(Artifact):
         """Compute what the cache lacks of ``rows``, and say what that came to."""
         from pipeline import bottlenecks, network
 
+        started = time.time()
+
         def load() -> network.Network:
+            nonlocal started
+            started = time.time()  # looking through the cache is over
             return network.load(self.requires()[1].folder, precision=self.precision, average=self.average_views)
 
         if not rows:
             return bottlenecks.Filled(0, 0, [], {})
         unit = "views" if rows[0].view else "photos"
         with self.progress("cached vectors") as checked, self.progress(unit) as report:
-            started = time.time()
             filled = bottlenecks.compute(rows, Path(self.images), load, cache, drawn=extraction.drawn, checked=checked, report=report)
         rate = f", {filled.computed / (time.time() - started):.0f} a second" if filled.computed else ""
         console.note(f"bottlenecks of {len(rows)} {unit}: {filled.cached} from the cache, {filled.computed} computed{rate}")
