@@ -60,7 +60,7 @@ class Network:
         except tf.errors.InvalidArgumentError as error:
             if len(encoded) == 1:
                 return [_bad(error)]
-        # Each is decoded by itself, and the good ones go on together.
+        # Each is decoded by itself, and the good ones go on together; one by one if decoding is not what failed.
         problems = [self._problem(one, how) for one, how in zip(encoded, drawn)]
         good = [number for number, problem in enumerate(problems) if not problem]
         at_a_time = 1 if len(good) == len(encoded) else self.batch
