@@ -335,6 +335,25 @@ def test_two_starts_at_once(project: Project) -> None:
     assert len(project.runs("ExportGraph")) == 2
 
 
+def test_two_data_sets_share_one_cache_at_once(project: Project) -> None:
+    """The same photos under two names, by two programs at a time: whole files, no error, and the same vectors."""
+    photos = project.photos("shapes", 40, size=200)
+    shutil.copytree(photos, photos.with_name("forms"))
+    both = [project.start("--data", data, "--how-many-training-steps", "50") for data in ("shapes", "forms")]
+    for run in both:
+        _, errors = run.communicate(timeout=300)
+        assert run.returncode == 0, errors
+    packed = project.runs("ComputeBottlenecks")
+    manifests = [json.loads((folder / "manifest.json").read_text()) for folder in packed]
+    count = len(vector_files(project))
+    assert count == sum(1 for _ in photos.rglob("*.png"))
+    assert [manifest["computed"] + manifest["cached"] for manifest in manifests] == [count, count]
+    assert {manifest["data"] for manifest in manifests} == {"shapes", "forms"}
+    assert len({(folder / "bottlenecks.npy").read_bytes() for folder in packed}) == 1
+    verified = project.pipeline("cache", "verify")
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
 OVERTAKEN = """
 import json, shutil, sys
 import luigi, pipeline
