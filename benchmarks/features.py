@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import training
 from benchmarks.accuracy import HEADING, Right, row
 from pipeline import backbones, bottlenecks, console, dataset, evaluation, final_layer, images
 from pipeline.console import say
@@ -95,8 +96,8 @@ def joined(parts: Sequence[np.ndarray], training: np.ndarray) -> np.ndarray:
 def _named(photos: Sequence[Photo], heads: Sequence[Sequence[np.ndarray]], seed: int, work: Path) -> Right:
     """Train a head on each of some features; which test photos does the mean of their probabilities name rightly?"""
     split = dataset.split(photos, testing_percentage=10, validation_percentage=10, seed=seed)
-    training = np.array([photo.split == dataset.TRAINING for photo in split])
-    of_heads = [_test_probabilities(split, joined(parts, training), seed, work) for parts in heads]
+    learned = np.array([photo.split == dataset.TRAINING for photo in split])
+    of_heads = [_test_probabilities(split, joined(parts, learned), seed, work) for parts in heads]
     labels = dataset.labels_of(split)
     testing = [photo for photo in split if photo.split == dataset.TESTING]
     named = np.mean(of_heads, axis=0).argmax(axis=1)
@@ -105,24 +106,14 @@ def _named(photos: Sequence[Photo], heads: Sequence[Sequence[np.ndarray]], seed:
 
 def _test_probabilities(split: Sequence[Photo], vectors: np.ndarray, seed: int, work: Path) -> np.ndarray:
     """Of the test photos, [photos, classes], by the pipeline's own training."""
-    options = final_layer.Options(  # the defaults of the task TrainFinalLayer
-        how_many_training_steps=4000,
-        train_batch_size=100,
-        learning_rate=(0.03,),
-        weight_decay=(0.001, 0.003, 0.01),
-        eval_step_interval=50,
-        checkpoint_interval=200,
-        seed=seed,
-    )
     with tempfile.TemporaryDirectory(dir=work) as scratch:
         cache = VectorCache(Path(scratch) / "vectors", vectors.shape[1])
         for photo, vector in zip(split, vectors):
             cache.write(vector, photo.sha256)
         bottlenecks.pack(split, cache, vectors.shape[1], Path(scratch) / "packed")
-        final_layer.train(Path(scratch) / "trained", Path(scratch) / "packed", options)
+        final_layer.train(Path(scratch) / "trained", Path(scratch) / "packed", training.default_options(seed))
         logits = evaluation.read_logits(Path(scratch) / "trained")[dataset.TESTING]
-    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(shares / shares.sum(axis=1, keepdims=True))
+    return evaluation.softmax(logits)
 
 
 if __name__ == "__main__":

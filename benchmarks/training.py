@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks import measuring
 from benchmarks.measuring import CLASSIC, Cost
@@ -17,6 +18,9 @@ from pipeline import dataset
 from pipeline.console import say
 from pipeline.dataset import Photo
 from pipeline.packed import INDEX
+
+if TYPE_CHECKING:
+    from pipeline.final_layer import Options
 
 CLASSIC_SHARE = 20
 """The classic side makes one step where the pipeline makes so many."""
@@ -75,11 +79,11 @@ def _write_vectors(photos: Sequence[Photo], folder: Path, backbone: Path, work: 
         classic.write_text(classic.text_path(work / "text", photo), vector)
 
 
-def _train_ours(weight_decays: tuple[float, ...], work: Path, out: Path, steps: int, seed: int) -> Cost:
+def default_options(seed: int, steps: int = 4000, weight_decays: tuple[float, ...] = CANDIDATES["pipeline"]) -> Options:
+    """The defaults of the task TrainFinalLayer."""
     from pipeline import final_layer
 
-    shutil.rmtree(out, ignore_errors=True)
-    options = final_layer.Options(  # the defaults of the task TrainFinalLayer
+    return final_layer.Options(
         how_many_training_steps=steps,
         train_batch_size=100,
         learning_rate=(0.03,),
@@ -88,6 +92,13 @@ def _train_ours(weight_decays: tuple[float, ...], work: Path, out: Path, steps: 
         checkpoint_interval=200,
         seed=seed,
     )
+
+
+def _train_ours(weight_decays: tuple[float, ...], work: Path, out: Path, steps: int, seed: int) -> Cost:
+    from pipeline import final_layer
+
+    shutil.rmtree(out, ignore_errors=True)
+    options = default_options(seed, steps, weight_decays)
     return measuring.cost(lambda: final_layer.train(out, work / "packed", options), steps)
 
 

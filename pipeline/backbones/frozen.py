@@ -94,7 +94,7 @@ def cut(frozen: Frozen) -> tf.GraphDef:
     graph = tf.GraphDef()
     graph.CopyFrom(frozen.graph)
     for node in graph.node:
-        node.device = ""
+        node.ClearField("device")
         node.attr.pop("_class", None)  # it may name nodes that are cut away
         if node.name == given:
             become_input(node, described.size)

@@ -60,7 +60,7 @@ def freeze(found: Frozen, meta: tf.MetaGraphDef, prefix: Path) -> Frozen:
     whole = tf.GraphDef()
     whole.CopyFrom(meta.graph_def)
     for node in whole.node:
-        node.device = ""
+        node.ClearField("device")
         node.attr.pop("_class", None)
         if node.name == node_of(found.description.input) and not node.op.startswith("Placeholder"):
             become_input(node, found.description.size)  # what makes the images, a queue for instance, is not wanted

@@ -29,11 +29,11 @@ def exports_folders() -> list[Path]:
 
     main = settings.paths().exports
     names = {path.name for path in main.iterdir() if path.is_dir()} if main.is_dir() else set()
-    names |= {path.stem for path in (settings.project() / "configs").glob("*.cfg")}
+    names |= set(settings.profiles())
     folders = []
     for name in sorted(names):
         try:
             folders.append(settings.paths(name).exports / name)
-        except UserError:  # no profile, as configs/cron.cfg
+        except UserError:  # its profile cannot be read
             folders.append(main / name)
     return [folder for folder in folders if registry.versions(folder)]

@@ -128,6 +128,7 @@ def _prune(options: argparse.Namespace) -> int:
     if options.keep < 1:
         raise UserError(f"--keep = {options.keep}: 1 or more is allowed")
     store = settings.paths().store
+    # A profile that cannot be read may have moved its versions: asking each for its paths refuses before anything is removed.
     exports = [*exports_folders(), *(settings.paths(data).exports / data for data in settings.profiles())]
     try:
         with files.alone(store) if options.delete else contextlib.nullcontext():
