@@ -36,7 +36,8 @@ PHOTOS_IN_A_STRETCH = 32
 seldom work on the same photo, and share what each has done."""
 
 ROWS_PER_CHUNK = 256
-"""Statistics are added up a chunk at a time, at fixed rows, so that a resumed run adds the same numbers in the same order."""
+"""Rows that are looked for in the cache, or packed, at a time. Statistics are added up chunk by chunk, at fixed rows, so that a
+resumed run adds the same numbers in the same order."""
 
 CHUNKS_PER_CHECKPOINT = 16
 
@@ -74,11 +75,13 @@ def compute(
     ``report`` then how many there are.
     """
     unique = list({name_of(row.sha256, row.view): row for row in reversed(rows)}.values())[::-1]
-    missing = []
-    for number, is_there in enumerate(map_in_threads(lambda row: _is_cached(row, cache), unique)):
-        if not is_there:
-            missing.append(unique[number])
-        checked(number + 1, len(unique))
+    missing: list[Photo] = []
+    chunks = [unique[start : start + ROWS_PER_CHUNK] for start in range(0, len(unique), ROWS_PER_CHUNK)]
+    looked_at = 0
+    for chunk, lacking in zip(chunks, map_in_threads(lambda chunk: [row for row in chunk if not _is_cached(row, cache)], chunks)):
+        missing += lacking
+        looked_at += len(chunk)
+        checked(looked_at, len(unique))
     damaged = [row.path for row in missing if os.path.lexists(cache.path(row.sha256, row.view))]
     there = len(unique) - len(missing)
     computed = overtaken = 0

@@ -8,10 +8,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import math
-import stat
 import struct
 import warnings
 from collections.abc import Iterator
@@ -25,6 +25,7 @@ from PIL import Image, ImageChops, JpegImagePlugin, UnidentifiedImageError
 from PIL.Image import Transpose
 from PIL.ImageFile import ImageFile
 
+from pipeline import files
 from pipeline.errors import BadImage
 
 if TYPE_CHECKING:
@@ -85,14 +86,9 @@ class Header:
 def read_file(path: Path) -> bytes:
     """The bytes of a photo's file. Raises BadImage where they cannot be had, with the reason."""
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, for ever
-            raise BadImage("cannot be read: not a file")
-        if status.st_size > MAX_BYTES:
-            raise BadImage(f"{status.st_size:,} bytes are more than {MAX_BYTES:,}")
-        return path.read_bytes()
+        return files.read_regular(path, MAX_BYTES)
     except OSError as error:
-        raise BadImage(f"cannot be read: {error.strerror}") from error
+        raise BadImage(str(error.strerror) if error.errno == errno.EFBIG else f"cannot be read: {error.strerror}") from error
 
 
 def read_header(data: bytes) -> Header:

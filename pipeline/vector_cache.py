@@ -12,7 +12,6 @@ from __future__ import annotations
 import io
 import os
 import shutil
-import stat
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -22,6 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import files
+
+MOST_BYTES = 1 << 24
+"""More than any vector has."""
 
 SECONDS_UNTIL_LITTER = 86400
 """A half-written file this old is nobody's any more."""
@@ -43,12 +45,21 @@ class VectorCache:
         self._header = header.getvalue()
 
     def path(self, sha256: str, view: int = 0) -> Path:
-        return (self._views_folder if view else self._folder) / sha256[:2] / f"{name_of(sha256, view)}.npy"
+        return Path(self._place(sha256, view))
+
+    def _place(self, sha256: str, view: int) -> str:
+        # A million paths as text take seconds, and as Path a minute.
+        return f"{self._views_folder if view else self._folder}/{sha256[:2]}/{name_of(sha256, view)}.npy"
 
     def read(self, sha256: str, view: int = 0) -> np.ndarray | None:
         """The vector of an image, float32 [width], or None where there is none that can be trusted."""
-        data = read_regular(self.path(sha256, view), len(self._header) + 4 * self._width + 4)
-        if data is None or not data.startswith(self._header) or not is_whole(data, self.path(sha256, view)):
+        path = self._place(sha256, view)
+        size = len(self._header) + 4 * self._width + 4
+        try:
+            data = files.read_regular(path, size)
+        except OSError:
+            return None
+        if len(data) != size or not data.startswith(self._header) or not is_whole(data, path):
             return None
         vector = np.frombuffer(data, "<f4", self._width, len(self._header))
         return vector if np.isfinite(vector).all() else None
@@ -57,40 +68,32 @@ class VectorCache:
         """Keep the vector of an image. Raises ValueError for one of another shape or not finite."""
         if vector.shape != (self._width,) or not np.isfinite(vector).all():
             raise ValueError(f"a vector of shape {vector.shape}, wanted {self._width} finite numbers")
-        data = self._header + vector.astype("<f4").tobytes()
-        path = self.path(sha256, view)
-        if (path.parent.is_symlink() or path.parent.exists()) and not path.parent.is_dir():
-            path.parent.unlink()  # nothing but vectors belongs here
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_symlink():
-            path.unlink()
-        elif path.is_dir():
-            shutil.rmtree(path)
-        files.write_atomic(path, data + _checksum(data, path))
+        path, data = self._place(sha256, view), self._header + vector.astype("<f4").tobytes()
+        data += _checksum(data, path)
+        try:
+            files.write_atomic(Path(path), data)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            _make_room(Path(path))
+            files.write_atomic(Path(path), data)
 
 
-def read_regular(path: Path, size: int = 0) -> bytes | None:
-    """The bytes of a regular file, of ``size`` bytes where that is said; None for anything else.
-
-    It is not opened unless it is one: a pipe in its place would be waited for, for ever.
-    """
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode) or (size and status.st_size != size):
-            return None
-        data = path.read_bytes()
-    except OSError:
-        return None
-    return data if len(data) == status.st_size else None
+def _make_room(path: Path) -> None:
+    """Make the folder of a vector's file, and remove what stands in the place of either: nothing but vectors belongs here."""
+    if (path.parent.is_symlink() or path.parent.exists()) and not path.parent.is_dir():
+        path.parent.unlink()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
 
 
-def is_whole(data: bytes, path: Path) -> bool:
+def is_whole(data: bytes, path: str | Path) -> bool:
     """Whether the bytes of a vector's file end in the CRC-32 of the rest and of its name."""
     return _checksum(data[:-4], path) == data[-4:]
 
 
-def _checksum(data: bytes, path: Path) -> bytes:
-    place = f"{path.parent.parent.name}/{path.name}".encode()
+def _checksum(data: bytes, path: str | Path) -> bytes:
+    *_, model, _part, name = str(path).split("/")
+    place = f"{model}/{name}".encode()
     return zlib.crc32(place, zlib.crc32(data)).to_bytes(4, "little")
 
 
@@ -133,8 +136,9 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
 
 def problem_of(path: Path) -> str:
     """What is wrong with the file of a vector, in words; nothing where it is whole, of any width."""
-    data = read_regular(path)
-    if data is None:
+    try:
+        data = files.read_regular(path, MOST_BYTES)
+    except OSError:
         return "no file that can be read"
     if len(data) < 20 or not data.startswith(b"\x93NUMPY"):
         return "no vector"

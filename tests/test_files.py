@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -8,6 +9,17 @@ from pathlib import Path
 import pytest
 
 from pipeline import files
+
+
+def test_only_a_regular_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"four")
+    assert files.read_regular(tmp_path / "file", 4) == b"four"
+    with pytest.raises(OSError, match="4 bytes are more than 3"):
+        files.read_regular(tmp_path / "file", 3)
+    os.mkfifo(tmp_path / "pipe")  # whoever opens it to read waits for a writer
+    for name in ("pipe", "."):
+        with pytest.raises(OSError, match="not a file"):
+            files.read_regular(tmp_path / name, 4)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
