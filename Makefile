@@ -20,6 +20,8 @@ VENV := .venv
 # The first Python that TensorFlow has a package for.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+# CUDA's libraries, where there is an NVIDIA GPU to use them.
+EXTRA := $(if $(wildcard /proc/driver/nvidia/version),[gpu])
 INSTALL := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 
 .PHONY: retrain plan test browser benchmark tensorboard luigid install clean
@@ -69,7 +71,7 @@ $(VENV)/installed: setup.cfg pyproject.toml
 	@test -n "$(PYTHON)" || { echo 'error: Python 3.10, 3.11, 3.12 or 3.13 is needed; name one with PYTHON=/path/to/python3.12' >&2; exit 30; }
 	@echo 'installing into $(VENV) (once; about 2 GB)' >&2
 	@$(PYTHON) -m venv $(VENV)
-	@$(INSTALL) --editable .
+	@$(INSTALL) --editable '.$(EXTRA)'
 	@touch $@
 
 $(VENV)/installed-test: $(VENV)/installed

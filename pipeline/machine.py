@@ -46,6 +46,11 @@ def computes_bfloat16() -> bool:
     return re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", facts) is not None
 
 
+def has_nvidia() -> bool:
+    """Whether there is an NVIDIA GPU with its driver, whatever else it wants to be used; known on Linux only."""
+    return Path("/proc/driver/nvidia/version").exists()
+
+
 def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item], threads: int = 0) -> Iterator[Result]:
     """``map`` with a thread per usable core, in order, looking ahead by a few items only, so that memory stays flat."""
     threads = threads or usable_cores()

@@ -18,13 +18,16 @@ import numpy as np
 from pipeline import backbones, images
 from pipeline.errors import BadImage, UserError
 from pipeline.images import AS_IT_IS
-from pipeline.machine import computes_bfloat16, usable_cores
+from pipeline.machine import computes_bfloat16, has_nvidia, usable_cores
 from pipeline.tensorflow_v1 import has_gpu, session, tf
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 BATCH_ON_CPU, BATCH_ON_GPU = 8, 64
 """Photos at once."""
+
+CALLERS_ON_GPU = 4
+"""While one waits for the GPU the others read, decode and write; more are in each other's way, and take GPU memory."""
 
 NARROW = 16
 """A map this many times narrower than the image takes less memory than the weights around it."""
@@ -104,28 +107,39 @@ def load(
     """
     _refuse_precision(precision)
     backbone = backbones.load(folder)
-    batch = batch or (BATCH_ON_GPU if has_gpu() else BATCH_ON_CPU)
+    batch = batch or _batch()
     with tf.Graph().as_default():
         encoded = [tf.placeholder(tf.string, []) for _ in range(batch)]
         drawn = [tf.placeholder(tf.float32, [None]) for _ in range(batch)]
-        pixels = [images.decode_view(one, how, backbone.input_size) for one, how in zip(encoded, drawn)]
-        seen = [images.looks(one[tf.newaxis], average)[0] for one in pixels]
+        with tf.device("/cpu:0"):
+            pixels = [images.decode_view(one, how, backbone.input_size) for one, how in zip(encoded, drawn)]
+            # On a CPU each by itself, for the early layers; to a GPU in one copy.
+            parts = [tf.stack(pixels)] if has_gpu() else [one[tf.newaxis] for one in pixels]
+        seen, counts = zip(*(images.looks(part, average) for part in parts))
         given = [images.normalise(looks, backbone.mean, backbone.std) for looks in seen]
-        found = images.mean_look(_through(backbones.load_graph(folder, output), given, output), int(given[0].shape[0]))
-        running = session(threads=usable_cores(), precision=precision)
+        found = images.mean_look(_through(backbones.load_graph(folder, output), given, output), counts[0])
+        running = session(threads=usable_cores(), precision=precision, gpu=True)
         run, decode = running.make_callable(found, [*encoded, *drawn]), running.make_callable(pixels[0].op, [encoded[0], drawn[0]])
-    # Twice as many callers as cores: one reads and writes files while another has the core.
-    return Network(run, batch=batch, threads=2 * usable_cores(), decode=decode)
+    return Network(run, batch=batch, threads=_callers(), decode=decode)
+
+
+def _batch() -> int:
+    return BATCH_ON_GPU if has_gpu() else BATCH_ON_CPU
+
+
+def _callers() -> int:
+    """Twice as many as cores: one reads and writes files while another has the core. A GPU works for one at a time."""
+    return CALLERS_ON_GPU if has_gpu() else 2 * usable_cores()
 
 
 def _through(network: tf.GraphDef, photos: list[tf.Tensor], output: str) -> tf.Tensor:
-    """In the graph: what the network takes of each photo [looks, size, size, 3] → its output [photos * looks, width].
+    """In the graph: what the network takes of some photos each, [images, size, size, 3] → its output for all of them.
 
-    On a CPU each photo goes alone through the early layers, whose wide maps leave the core's cache otherwise, and all go
-    together through the later ones, whose many weights are then read once for all: a tenth less time than either way.
+    Each goes alone through the early layers, whose wide maps leave a core's cache otherwise, and all go together through
+    the later ones, whose many weights are then read once for all: on a CPU a tenth less time than either way.
     """
     first = backbones.INPUT
-    if not has_gpu() and len(photos) > 1 and (waist := _waist(network, photos[0].shape, output)):
+    if len(photos) > 1 and (waist := _waist(network, photos[0].shape, output)):
         early = tf.graph_util.extract_sub_graph(network, [waist.partition(":")[0]])
         photos = [tf.import_graph_def(early, {first: photo}, [waist], name=f"photo_{n}")[0] for n, photo in enumerate(photos)]
         first = waist
@@ -182,14 +196,16 @@ def of_graph(
         half_pixel_centers: how photos are resized, see ``images.decode_and_resize``.
         batch: as of ``load``.
     """
-    batch = batch or (BATCH_ON_GPU if has_gpu() else BATCH_ON_CPU)
+    batch = batch or _batch()
     with tf.Graph().as_default():
         encoded = [tf.placeholder(tf.string, []) for _ in range(batch)]
-        pixels = [images.decode_and_resize(one, size, half_pixel_centers=half_pixel_centers) for one in encoded]
-        (found,) = tf.import_graph_def(graph, {given: images.normalise(tf.stack(pixels), mean, std)}, [output], name="")
-        running = session(threads=usable_cores())
+        with tf.device("/cpu:0"):
+            pixels = [images.decode_and_resize(one, size, half_pixel_centers=half_pixel_centers) for one in encoded]
+            photos = tf.stack(pixels)
+        (found,) = tf.import_graph_def(graph, {given: images.normalise(photos, mean, std)}, [output], name="")
+        running = session(threads=usable_cores(), gpu=True)
         run, decode = running.make_callable(found, encoded), running.make_callable(pixels[0].op, encoded[:1])
-    return Network(lambda *fed: run(*fed[:batch]), batch=batch, threads=2 * usable_cores(), decode=lambda one, how: decode(one))
+    return Network(lambda *fed: run(*fed[:batch]), batch=batch, threads=_callers(), decode=lambda one, how: decode(one))
 
 
 def decoder(size: int) -> Callable[[bytes], np.ndarray]:
@@ -201,8 +217,15 @@ def decoder(size: int) -> Callable[[bytes], np.ndarray]:
     return run
 
 
+def unused_gpu() -> str:
+    """What keeps TensorFlow from using this machine's GPU, and what to do; nothing where it uses it, or there is none."""
+    if has_gpu() or not has_nvidia():
+        return ""
+    return "TensorFlow finds no CUDA libraries to use the GPU with (run: pip install 'retraining-pipeline[gpu]' or 'tensorflow[and-cuda]')"
+
+
 def _refuse_precision(precision: str) -> None:
     if precision == "bfloat16" and not computes_bfloat16():
         raise UserError("precision = bfloat16: this CPU has no avx512_bf16 or amx_bf16, so it would be slower; take float32")
     if precision == "float16" and not has_gpu():
-        raise UserError("precision = float16: there is no GPU; take float32, or bfloat16 on a CPU that has it")
+        raise UserError(f"precision = float16: {unused_gpu() or 'there is no GPU'}; take float32, or bfloat16 on a CPU that has it")

@@ -324,6 +324,8 @@ class ComputeBottlenecks(Artifact):
         def load() -> network.Network:
             nonlocal started
             started = time.time()  # looking through the cache is over
+            if lacking := network.unused_gpu():
+                console.note(f"computing on the CPU: {lacking}")
             return network.load(self.requires()[1].folder, precision=self.precision, average=self.average_views)
 
         if not rows:

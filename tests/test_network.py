@@ -11,7 +11,7 @@ from pipeline import backbones, images, network
 from pipeline.errors import BadImage, UserError
 from pipeline.images import Distortions
 from pipeline.machine import computes_bfloat16
-from pipeline.tensorflow_v1 import session, tf
+from pipeline.tensorflow_v1 import has_gpu, session, tf
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_the_same_bytes_from_any_number_of_threads(backbone_folder: Path, pictur
 def test_a_batch_is_the_photos_one_by_one(backbone_folder: Path, pictures: list[bytes], batch: int) -> None:
     """To the rounding of a larger product; and what cannot be decoded has a reason of its own, and harms no other."""
     loaded = network.load(backbone_folder)
-    assert loaded.batch == 8
+    assert loaded.batch == (network.BATCH_ON_GPU if has_gpu() else network.BATCH_ON_CPU)
     broken = [pictures[0][:200], b"no picture"]
     vectors = loaded.vectors([pictures[0], broken[0], pictures[1], broken[1], pictures[2]], [images.AS_IT_IS] * 5)
     assert [isinstance(vector, BadImage) for vector in vectors] == [False, True, False, True, False]
@@ -124,7 +124,30 @@ def test_precisions(backbone_folder: Path, pictures: list[bytes]) -> None:
     assert 1e-4 < relative(rounded, exact) < 0.2
 
 
-def test_float16_is_for_gpus(backbone_folder: Path) -> None:
-    if not tf.config.list_physical_devices("GPU"):
-        with pytest.raises(UserError, match="precision = float16: there is no GPU; take float32, or bfloat16"):
+def test_float16_is_for_gpus(backbone_folder: Path, pictures: list[bytes]) -> None:
+    if not has_gpu():
+        with pytest.raises(
+            UserError, match="precision = float16: (there is no GPU|TensorFlow finds no CUDA .*); take float32, or bfloat16"
+        ):
             network.load(backbone_folder, precision="float16")
+        return
+    exact = network.load(backbone_folder)(pictures[0])
+    assert 1e-4 < relative(network.load(backbone_folder, precision="float16")(pictures[0]), exact) < 0.1
+
+
+def test_a_gpu_that_tensorflow_cannot_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "has_gpu", lambda: False)
+    monkeypatch.setattr(network, "has_nvidia", lambda: True)
+    assert "pip install 'retraining-pipeline[gpu]'" in network.unused_gpu()
+    monkeypatch.setattr(network, "has_gpu", lambda: True)
+    assert network.unused_gpu() == ""
+
+
+def test_photos_go_to_a_gpu_in_one_piece(backbone_folder: Path, pictures: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph that is built for a GPU gives the same vectors, whatever it runs on."""
+    on_cpu = network.load(backbone_folder, average="mirror")
+    monkeypatch.setattr(network, "has_gpu", lambda: True)
+    on_gpu = network.load(backbone_folder, average="mirror")
+    assert (on_gpu.batch, on_gpu.threads) == (network.BATCH_ON_GPU, network.CALLERS_ON_GPU)
+    given = (pictures[:5], [images.AS_IT_IS] * 5)
+    assert relative(np.stack(on_gpu.vectors(*given)), np.stack(on_cpu.vectors(*given))) < 1e-5  # type: ignore[arg-type]
