@@ -113,11 +113,10 @@ def load(
         drawn = [tf.placeholder(tf.float32, [None]) for _ in range(batch)]
         with tf.device("/cpu:0"):
             pixels = [images.decode_view(one, how, backbone.input_size) for one, how in zip(encoded, drawn)]
-            # On a CPU each by itself, for the early layers; to a GPU in one copy.
-            parts = [tf.stack(pixels)] if has_gpu() else [one[tf.newaxis] for one in pixels]
-        seen, counts = zip(*(images.looks(part, average) for part in parts))
-        given = [images.normalise(looks, backbone.mean, backbone.std) for looks in seen]
-        found = images.mean_look(_through(backbones.load_graph(folder, output), given, output), counts[0])
+            photos = _in_parts(pixels)
+        seen, counts = zip(*(images.looks(part, average) for part in photos))
+        normalised = [images.normalise(looks, backbone.mean, backbone.std) for looks in seen]
+        found = images.mean_look(_through(backbones.load_graph(folder, output), backbones.INPUT, normalised, output), counts[0])
         running = session(threads=usable_cores(), precision=precision, gpu=True)
         run, decode = running.make_callable(found, [*encoded, *drawn]), running.make_callable(pixels[0].op, [encoded[0], drawn[0]])
     return Network(run, batch=batch, threads=_callers(), decode=decode)
@@ -132,14 +131,19 @@ def _callers() -> int:
     return CALLERS_ON_GPU if has_gpu() else 2 * usable_cores()
 
 
-def _through(network: tf.GraphDef, photos: list[tf.Tensor], output: str) -> tf.Tensor:
-    """In the graph: what the network takes of some photos each, [images, size, size, 3] → its output for all of them.
+def _in_parts(pixels: list[tf.Tensor]) -> list[tf.Tensor]:
+    """In the graph: photos [size, size, 3] as batches: on a CPU each by itself, for the early layers; to a GPU all in one copy."""
+    return [tf.stack(pixels)] if has_gpu() else [one[tf.newaxis] for one in pixels]
+
+
+def _through(network: tf.GraphDef, given: str, photos: list[tf.Tensor], output: str) -> tf.Tensor:
+    """In the graph: what the network takes as ``given``, some photos each, [images, size, size, 3] → its output for all of them.
 
     Each goes alone through the early layers, whose wide maps leave a core's cache otherwise, and all go together through
     the later ones, whose many weights are then read once for all: on a CPU a tenth less time than either way.
     """
-    first = backbones.INPUT
-    if len(photos) > 1 and (waist := _waist(network, photos[0].shape, output)):
+    first = given
+    if len(photos) > 1 and (waist := _waist(network, given, photos[0].shape, output)):
         early = tf.graph_util.extract_sub_graph(network, [waist.partition(":")[0]])
         photos = [tf.import_graph_def(early, {first: photo}, [waist], name=f"photo_{n}")[0] for n, photo in enumerate(photos)]
         first = waist
@@ -147,15 +151,15 @@ def _through(network: tf.GraphDef, photos: list[tf.Tensor], output: str) -> tf.T
     return found
 
 
-def _waist(network: tf.GraphDef, shape: tf.TensorShape, output: str) -> str | None:
+def _waist(network: tf.GraphDef, given: str, shape: tf.TensorShape, output: str) -> str | None:
     """The first map of the network that all of the rest goes through and that is narrow; None where there is none.
 
     Args:
-        shape: of what goes into the network, [images, size, size, 3].
+        shape: of what goes into the network as ``given``, [images, size, size, 3].
     """
     with tf.Graph().as_default() as graph:
         image = tf.placeholder(tf.float32, shape)
-        tf.import_graph_def(network, {backbones.INPUT: image}, [output], name="")
+        tf.import_graph_def(network, {given: image}, [output], name="")
     operations = graph.get_operations()  # in an order in which each comes after what it takes
     last_use = {tensor.name: place for place, operation in enumerate(operations) for tensor in operation.inputs}
     wanted = {image.name}
@@ -201,11 +205,23 @@ def of_graph(
         encoded = [tf.placeholder(tf.string, []) for _ in range(batch)]
         with tf.device("/cpu:0"):
             pixels = [images.decode_and_resize(one, size, half_pixel_centers=half_pixel_centers) for one in encoded]
-            photos = tf.stack(pixels)
-        (found,) = tf.import_graph_def(graph, {given: images.normalise(photos, mean, std)}, [output], name="")
+            photos = _in_parts(pixels)
+        found = _through(_fed(graph, given), given, [images.normalise(part, mean, std) for part in photos], output)
         running = session(threads=usable_cores(), gpu=True)
         run, decode = running.make_callable(found, encoded), running.make_callable(pixels[0].op, encoded[:1])
     return Network(lambda *fed: run(*fed[:batch]), batch=batch, threads=_callers(), decode=lambda one, how: decode(one))
+
+
+def _fed(graph: tf.GraphDef, given: str) -> tf.GraphDef:
+    """The graph with nothing before the tensor ``given``, which is fed: an export would decode bytes there."""
+    fed = tf.GraphDef()
+    fed.CopyFrom(graph)
+    for node in fed.node:
+        if f"{node.name}:0" == given:
+            node.Clear()
+            node.name, node.op = given.partition(":")[0], "Placeholder"
+            node.attr["dtype"].type = tf.float32.as_datatype_enum
+    return fed
 
 
 def decoder(size: int) -> Callable[[bytes], np.ndarray]:

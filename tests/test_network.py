@@ -58,6 +58,24 @@ def test_early_layers_on_each_photo_alone_change_nothing(
     assert relative(apart, network.load(backbone_folder)(pictures[0])) < 1e-5
 
 
+def test_a_frozen_graph_is_as_fast_a_network_as_its_backbone(backbone_folder: Path, pictures: list[bytes]) -> None:
+    """It goes the same way, so that its vectors have the same bytes."""
+    backbone, graph = backbones.load(backbone_folder), backbones.load_graph(backbone_folder, backbones.BOTTLENECK)
+    frozen = network.of_graph(
+        graph, given=backbones.INPUT, output=backbones.BOTTLENECK, size=backbone.input_size, mean=backbone.mean, std=backbone.std
+    )
+    assert frozen(pictures[0]).tobytes() == network.load(backbone_folder)(pictures[0]).tobytes()
+
+
+def test_what_is_before_the_tensor_that_is_fed_is_left_out() -> None:
+    with tf.Graph().as_default() as graph:
+        decoded = tf.image.decode_png(tf.placeholder(tf.string, [], name="bytes"))
+        image = tf.placeholder_with_default(tf.cast(decoded, tf.float32)[tf.newaxis], [None, None, None, 3], name="image")
+        tf.reduce_mean(image, [1, 2], name="bottleneck")
+    left = tf.graph_util.extract_sub_graph(network._fed(graph.as_graph_def(), "image:0"), ["bottleneck"])
+    assert {node.op for node in left.node} == {"Placeholder", "Const", "Mean"}
+
+
 def convolved(x: tf.Tensor, stride: int, name: str) -> tf.Tensor:
     kernel = tf.ones([1, 1, x.shape[-1], 4])
     return tf.nn.relu(tf.nn.bias_add(tf.nn.conv2d(x, kernel, strides=stride, padding="SAME"), tf.ones([4])), name=name)
@@ -71,7 +89,7 @@ def test_where_a_network_is_narrow(around: bool, waist: str | None) -> None:
         wide = convolved(image, 8, "wide")
         end = tf.reduce_mean(convolved(convolved(wide, 2, "narrow"), 1, "narrower"), [1, 2])
         tf.add(end, tf.reduce_mean(wide if around else 0.0), name="bottleneck")
-    assert network._waist(graph.as_graph_def(), tf.TensorShape([1, 32, 32, 3]), "bottleneck:0") == waist
+    assert network._waist(graph.as_graph_def(), "image:0", tf.TensorShape([1, 32, 32, 3]), "bottleneck:0") == waist
 
 
 def test_a_vector_does_not_depend_on_the_photos_beside_it(backbone_folder: Path, pictures: list[bytes]) -> None:
