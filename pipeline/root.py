@@ -90,6 +90,7 @@ class Export(QuietTask):
     live = None
     live_key = None
     checked = None
+    before_it = None
     fail_if_rejected = switch(default=False, significant=False, description="end with exit code 30 where the gate rejects the classifier")
     allow_fallback = switch(default=True, significant=False, description="use the profile's fallback where the photos cannot be fetched")
     stop_on = choices(
@@ -192,7 +193,7 @@ class Export(QuietTask):
             return dataset.scan_table(table, memory, report) if table else dataset.scan(self.photos_folder, memory, report)
 
     @cached_property
-    def found(self) -> dict[str, str]:
+    def found(self) -> dict[str, Any]:
         """Parameters of the steps that the photos as they are now, the model and the start decide. Looks at the folder the first time."""
         photos = self.look()
         snapshot = dataset.fingerprint(photos)
@@ -202,7 +203,7 @@ class Export(QuietTask):
             dataset.write_photos(kept, photos)
         return self.found_in(snapshot)
 
-    def found_in(self, snapshot: str) -> dict[str, str]:
+    def found_in(self, snapshot: str) -> dict[str, Any]:
         """The same for the photos of a snapshot."""
         table = self.table
         return {
@@ -212,7 +213,18 @@ class Export(QuietTask):
             "model_identity": self.identified_model,
             "init_from": str(self.start or ""),
             "init_from_key": registry.key_of(self.start) if self.start else "",
+            "before_it": {
+                "stop_on": self.stop_on,
+                "live_version": self.live_at_first,
+                **{name: getattr(self, name) for name in ("photos_fall_limit", "relabelled_limit", "class_share_limit", "drift_limit")},
+            },
         }
+
+    @cached_property
+    def live_at_first(self) -> str:
+        """The version that was live when the run began, with which the checks compare."""
+        live = registry.live(self.exports)
+        return live.name if live else ""
 
     @property
     def classifier(self) -> ExportGraph:
@@ -239,8 +251,7 @@ class Export(QuietTask):
     @cached_property
     def drift_check(self) -> CheckDrift:
         """The task that compares the vectors, and with its first requirement the photos, with the version live when the run began."""
-        live = registry.live(self.exports)
-        return self.clone(CheckDrift, **self.found, live_version=live.name if live else "")
+        return self.clone(CheckDrift, **self.found, live_version=self.live_at_first)
 
     @property
     def photos_check(self) -> CheckPhotos:
@@ -308,8 +319,7 @@ class Export(QuietTask):
             if sources.has_photos(self.photos_folder):
                 # Where its photos are those of an old run: the newest snapshots are what runs prune keeps.
                 os.utime(settings.paths(self.data).snapshot(self.data, self.found["snapshot"]))
-                # Workers of a central scheduler take over only what they knew of from the beginning. There the checks stop a run
-                # before it publishes, and not before it trains.
+                # Workers of a central scheduler take over only what they knew of from the beginning.
                 return list(self.goals) if luigi_program.has_central_scheduler() else [self.photos_check]
             source = settings.profile(self.data).images
             if self.images or not (source.url or source.draw_per_class):
@@ -340,7 +350,7 @@ class Export(QuietTask):
                 return
             for check in (self.photos_check, self.drift_check):
                 yield check
-                checks.stop([checks.Outcome.of_json(one) for one in check.output().manifest()["checks"]], self.stop_on)
+                check.stop(self.stop_on)
                 self.check_disk()
             version = yield from self._publish()
             self._is_done = True

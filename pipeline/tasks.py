@@ -4,7 +4,8 @@ FetchImages ─► IndexImages ─┬─► CheckPhotos    ┌─► CheckDrift 
                             ├─► ComputeBottlenecks ─► TrainFinalLayer ─► ExportGraph ─► Gate ─► Report ─► Export
 DownloadModel ──────────────┘
 
-Export runs the checks before the training, and stops where it is told to.
+ComputeBottlenecks waits for CheckPhotos, and TrainFinalLayer for CheckDrift, without a key that depends on them; where a check
+stops the run, the step does not begin.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import luigi
 from luigi import worker
-from luigi.parameter import UnconsumedParameterWarning
+from luigi.parameter import ParameterVisibility, UnconsumedParameterWarning
 from luigi.util import inherits, requires
 
 from pipeline import artifacts, backbones, changes, checks, console, dataset, files, images, luigi_program, settings, sources
@@ -168,6 +169,10 @@ class _Check(Artifact):
         """Whether there is a live version, with a whole file ``name`` in it."""
         return bool(self.live_version) and not files.damage(self.live_folder, contents=True, names=[name])
 
+    def stop(self, stopping: Sequence[str]) -> None:
+        """Raise UserError where a check that is in ``stopping`` came to nothing fine."""
+        checks.stop([checks.Outcome.of_json(one) for one in self.output().manifest()["checks"]], stopping)
+
     def say(self, outcomes: Sequence[checks.Outcome], since: dict[str, Any] | None) -> None:
         """Print what a check came to, unless the photos are the same."""
         for outcome in outcomes if since is None or changes.is_any(since) else ():
@@ -210,6 +215,27 @@ class CheckPhotos(_Check):
         outcomes = checks.of_photos(dataset.each_photo(index), self.requires().output().manifest()["skipped"], before, limits)
         self.say(outcomes, since)
         return {"data": self.data, "since": since, "checks": [outcome.as_json() for outcome in outcomes]}
+
+
+class _AfterCheck(Artifact):
+    """A step that begins when a check is through, and not where that stops the run. What it makes does not depend on the check.
+
+    Export does the same, and for what is made already: but it comes last, and with a central scheduler the steps are then done.
+    """
+
+    before_it = luigi.DictParameter(default={}, positional=False, significant=False, visibility=ParameterVisibility.HIDDEN)
+
+    def check(self) -> _Check:
+        raise NotImplementedError
+
+    def _requires(self) -> list[luigi.Task]:
+        """What Luigi runs first, whereas ``requires`` is what goes into the key."""
+        return [*super()._requires(), *([self.check()] if self.before_it else [])]
+
+    def run(self) -> None:
+        if self.before_it and self.check().complete():  # not where a later run mends what was made
+            self.check().stop(self.before_it["stop_on"])
+        super().run()
 
 
 class DownloadModel(Artifact):
@@ -255,7 +281,7 @@ def absolute_model(model: str) -> str:
 
 
 @requires(IndexImages, DownloadModel)
-class ComputeBottlenecks(Artifact):
+class ComputeBottlenecks(_AfterCheck):
     """The vectors of all photos, cached one by one and packed into a matrix."""
 
     VERSION = "1"
@@ -340,6 +366,9 @@ class ComputeBottlenecks(Artifact):
             console.warn(f"the vectors of {len(filled.damaged)} {unit} were damaged on disk and made again: {named}")
         return filled
 
+    def check(self) -> CheckPhotos:
+        return self.clone(CheckPhotos, **self.before_it)
+
     def statistics(self) -> checks.ClassStatistics:
         """Of the vectors of each class."""
         return checks.statistics(self.folder, next(iter(self.output().manifest()["vectors"])))
@@ -378,7 +407,7 @@ class CheckDrift(_Check):
 
 
 @requires(ComputeBottlenecks, DownloadModel)
-class TrainFinalLayer(Artifact):
+class TrainFinalLayer(_AfterCheck):
     """The final layer, trained on the packed bottlenecks."""
 
     VERSION = "4"
@@ -439,6 +468,9 @@ class TrainFinalLayer(Artifact):
             **dataclasses.asdict(result.best),
             "test_accuracy": result.test_accuracy,
         }
+
+    def check(self) -> CheckDrift:
+        return self.clone(CheckDrift, **self.before_it)
 
     def _start(self) -> final_layer.Start | None:
         """The final layer to start from. Raises UserError where it belongs to another network."""

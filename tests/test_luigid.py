@@ -189,3 +189,24 @@ def test_no_photos_and_a_mistake_end_the_worker(scheduler: Scheduler) -> None:
         assert process.returncode == 30
         assert f"failed: {words}" in output or words in output
         assert "T0pS3cret" not in output
+
+
+def test_a_check_stops_a_run_before_its_steps_begin(scheduler: Scheduler) -> None:
+    """Though all of them are known to the scheduler from the beginning."""
+    project = scheduler.project
+    project.photos("mine", 12)
+    project.profile("mine", "[Export]\nhow_many_training_steps = 50\n")
+
+    def export() -> tuple[int, str]:
+        process = scheduler.worker("Export", "--data", "mine")
+        output, _ = process.communicate(timeout=WAIT)
+        return process.returncode, output
+
+    code, output = export()
+    assert code == 0, output
+    for photo in sorted((project.root / "data/mine").rglob("*.png"))[::3] + sorted((project.root / "data/mine").rglob("*.png"))[1::3]:
+        photo.unlink()
+    code, output = export()
+    assert code == 30, output
+    assert "nothing is trained: " in output and "(stop_on has photos; without it it is a warning)" in output
+    assert [len(project.runs(step)) for step in ("CheckPhotos", "ComputeBottlenecks", "TrainFinalLayer")] == [2, 1, 1]
