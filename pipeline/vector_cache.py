@@ -48,7 +48,7 @@ class VectorCache:
         return Path(self._place(sha256, view))
 
     def _place(self, sha256: str, view: int) -> str:
-        # A million paths as text take seconds, and as Path a minute.
+        # Text: each row has a place at each look, and Path takes some times as long to make one.
         return f"{self._views_folder if view else self._folder}/{sha256[:2]}/{name_of(sha256, view)}.npy"
 
     def read(self, sha256: str, view: int = 0) -> np.ndarray | None:
