@@ -697,7 +697,7 @@ class Report(Artifact):
     @property
     def settings(self) -> list[tuple[str, str, bool]]:
         """Name, value, and whether it is the default, of all that a person can set."""
-        handed_down = ("snapshot", "model_identity", "init_from_key", "live", "live_key", "checked")
+        handed_down = ("snapshot", "model_identity", "init_from_key", "live", "live_key", "checked", "before_it")
         return [
             (name, parameter.serialize(value := getattr(self, name)), value == parameter._default)
             for name, parameter in self.get_params()
