@@ -65,11 +65,12 @@ _ALLOWED = re.compile(
 )
 
 
-def refuse_others(nodes: Iterable[tf.NodeDef], library: tf.FunctionDefLibrary) -> None:
-    """Raise UserError where ``nodes``, or the functions that they call, hold an op that does more than compute."""
-    nodes, functions = list(nodes), {function.signature.name for function in library.function}
-    for node in [*nodes, *(node for function in functions_called(nodes, library) for node in function.node_def)]:
-        if node.op not in functions and not _ALLOWED.fullmatch(node.op):
+def refuse_others(nodes: Iterable[tf.NodeDef], functions: Iterable[tf.FunctionDef]) -> None:
+    """Raise UserError where ``nodes``, or those of ``functions`` that they call, hold an op that does more than compute."""
+    nodes, functions = list(nodes), list(functions)
+    names = {function.signature.name for function in functions}
+    for node in [*nodes, *(node for function in functions_called(nodes, functions) for node in function.node_def)]:
+        if node.op not in names and not _ALLOWED.fullmatch(node.op):
             raise UserError(
                 f"the model is refused: its node {node.name!r} is a {node.op}, which is none of the ops that only compute; another one may "
                 "read or write files, use the network or run Python; freeze or export the network alone"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.backbones.allowed_ops import refuse_others
-from pipeline.backbones.graphs import Wiring, functions_called, node_of, value_of
+from pipeline.backbones.graphs import Wiring, functions_called, functions_of, node_of, value_of
 from pipeline.backbones.guess import fixed_value
 from pipeline.errors import UserError, first_line
 
@@ -107,7 +107,7 @@ def cut(frozen: Frozen) -> tf.GraphDef:
         raise UserError(
             f"model_bottleneck = {described.bottleneck} does not depend on model_input = {described.input}; correct one of them"
         )
-    refuse_others(part.node, part.library)
+    refuse_others(part.node, functions_of(part))
     was = {node.name: node for node in frozen.graph.node}
     for node in part.node:
         if node.op == "Placeholder" and node.name != given:
@@ -241,7 +241,7 @@ def thaw(frozen: Frozen) -> Thawed:
     averages = _moving_averages(wiring)
     rest = tf.GraphDef()
     rest.versions.CopyFrom(graph.versions)
-    rest.library.function.extend(functions_called(graph.node, graph.library))
+    functions_of(rest).extend(functions_called(graph.node, functions_of(graph)))
     for node in graph.node:
         if not _is_weights(node):
             if node.name != wiring.start:

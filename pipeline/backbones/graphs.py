@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, MutableSequence
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,9 +27,13 @@ def tensor_name(name: str) -> str:
     return name if not name or ":" in name else f"{name}:0"
 
 
-def functions_called(nodes: Iterable[tf.NodeDef], library: tf.FunctionDefLibrary) -> list[tf.FunctionDef]:
-    """The functions of ``library`` that ``nodes`` call, and those that these call, each once."""
-    known = {function.signature.name: function for function in library.function}
+functions_of: Callable[[tf.GraphDef], MutableSequence[tf.FunctionDef]] = attrgetter("library.function")
+"""The functions that a graph brings along."""
+
+
+def functions_called(nodes: Iterable[tf.NodeDef], functions: Iterable[tf.FunctionDef]) -> list[tf.FunctionDef]:
+    """Those of ``functions`` that ``nodes`` call, and those that these call, each once."""
+    known = {function.signature.name: function for function in functions}
     found: dict[str, tf.FunctionDef] = {}
     pending = list(nodes)
     while pending:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from pipeline.backbones import guess, labels
 from pipeline.backbones.allowed_ops import refuse_others
 from pipeline.backbones.frozen import Description, Frozen, become_input
-from pipeline.backbones.graphs import Wiring, node_of
+from pipeline.backbones.graphs import Wiring, functions_of, node_of
 from pipeline.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def freeze(found: Frozen, meta: tf.MetaGraphDef, prefix: Path) -> Frozen:
         if node.name == node_of(found.description.input) and not node.op.startswith("Placeholder"):
             become_input(node, found.description.size)  # what makes the images, a queue for instance, is not wanted
     graph = tf.graph_util.extract_sub_graph(whole, _ends(found))
-    refuse_others(graph.node, graph.library)
+    refuse_others(graph.node, functions_of(graph))
     variables = [node for node in graph.node if node.op in ("Variable", "VariableV2", "VarHandleOp")]
     for node in variables:
         # TensorFlow's converter looks for a variable's value at this name.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.backbones import labels, meta_graph
 from pipeline.backbones.allowed_ops import refuse_others
 from pipeline.backbones.frozen import Description, Frozen
+from pipeline.backbones.graphs import functions_of
 from pipeline.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -74,10 +75,8 @@ def _meta_graph(folder: Path) -> tf.MetaGraphDef:
 
 def _refuse_dangerous(meta: tf.MetaGraphDef) -> None:
     """Raise UserError where a function that the model's objects have does more than compute."""
-    owned = [
-        function for function in meta.graph_def.library.function if function.signature.name in meta.object_graph_def.concrete_functions
-    ]
-    refuse_others([node for function in owned for node in function.node_def], meta.graph_def.library)
+    owned = [function for function in functions_of(meta.graph_def) if function.signature.name in meta.object_graph_def.concrete_functions]
+    refuse_others([node for function in owned for node in function.node_def], functions_of(meta.graph_def))
 
 
 def _load(folder: Path) -> Any:
