@@ -74,7 +74,7 @@ def _side(name: str, backbone: Path) -> Side:
 
 
 def _fill(name: str, backbone: Path, photos: Sequence[Photo], folder: Path, out: Path) -> Cost:
-    """One pass over the photos, into a folder that is not there yet.
+    """One pass over the photos, into a folder that nothing was in.
 
     Not into the last pass's, emptied: for some seconds after thousands of files were removed, ext4 takes ten times as long
     to make a new one.
@@ -114,7 +114,7 @@ def run(photos: Sequence[Photo], folder: Path, backbone: Path, work: Path, round
         filled: dict[str, Path] = {}
 
         def one_pass(name: str, some: Sequence[Photo] = photos) -> Cost:
-            filled[name] = Path(tempfile.mkdtemp(dir=work)) / "out"
+            filled[name] = Path(tempfile.mkdtemp(dir=work))
             return process[name].submit(_fill, name, backbone, some, folder, filled[name]).result()
 
         work.mkdir(parents=True, exist_ok=True)

@@ -65,24 +65,24 @@ def sweep(folder: Path, name: str = "*") -> None:
 @contextlib.contextmanager
 def open_atomic(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]]:
     """Open a file to write so that a reader sees the old one or the new one, and never a part of it."""
-    temporary = beside(path)
-    try:
-        with open(temporary, mode, **options) as file:
-            yield file
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with _replacing(path) as temporary, open(temporary, mode, **options) as file:
+        yield file
 
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write ``data`` so that a reader sees the old file or the new one, and never a part of it."""
+    with _replacing(path) as temporary, _descriptor(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(descriptor, left) :]
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file beside ``path`` that takes its place in the end, or is removed where the block fails."""
     temporary = beside(path)
     try:
-        with _descriptor(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
-            left = memoryview(data)
-            while left:
-                left = left[os.write(descriptor, left) :]
+        yield temporary
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import backbones, images
+from pipeline.backbones.graphs import node_of
 from pipeline.errors import BadImage, UserError
 from pipeline.images import AS_IT_IS
 from pipeline.machine import computes_bfloat16, has_nvidia, usable_cores
@@ -144,7 +145,7 @@ def _through(network: tf.GraphDef, given: str, photos: list[tf.Tensor], output: 
     """
     first = given
     if len(photos) > 1 and (waist := _waist(network, given, photos[0].shape, output)):
-        early = tf.graph_util.extract_sub_graph(network, [waist.partition(":")[0]])
+        early = tf.graph_util.extract_sub_graph(_fed(network, given), [node_of(waist)])
         photos = [tf.import_graph_def(early, {first: photo}, [waist], name=f"photo_{n}")[0] for n, photo in enumerate(photos)]
         first = waist
     (found,) = tf.import_graph_def(network, {first: tf.concat(photos, axis=0)}, [output], name="")
@@ -206,7 +207,7 @@ def of_graph(
         with tf.device("/cpu:0"):
             pixels = [images.decode_and_resize(one, size, half_pixel_centers=half_pixel_centers) for one in encoded]
             photos = _in_parts(pixels)
-        found = _through(_fed(graph, given), given, [images.normalise(part, mean, std) for part in photos], output)
+        found = _through(graph, given, [images.normalise(part, mean, std) for part in photos], output)
         running = session(threads=usable_cores(), gpu=True)
         run, decode = running.make_callable(found, encoded), running.make_callable(pixels[0].op, encoded[:1])
     return Network(lambda *fed: run(*fed[:batch]), batch=batch, threads=_callers(), decode=lambda one, how: decode(one))
@@ -219,7 +220,7 @@ def _fed(graph: tf.GraphDef, given: str) -> tf.GraphDef:
     for node in fed.node:
         if f"{node.name}:0" == given:
             node.Clear()
-            node.name, node.op = given.partition(":")[0], "Placeholder"
+            node.name, node.op = node_of(given), "Placeholder"
             node.attr["dtype"].type = tf.float32.as_datatype_enum
     return fed
 

@@ -233,8 +233,8 @@ class _AfterCheck(Artifact):
         return [*super()._requires(), *([self.check()] if self.before_it else [])]
 
     def run(self) -> None:
-        if self.before_it and self.check().complete():  # not where a later run mends what was made
-            self.check().stop(self.before_it["stop_on"])
+        if self.before_it and (check := self.check()).complete():  # not where a later run mends what was made
+            check.stop(self.before_it["stop_on"])
         super().run()
 
 
