@@ -37,7 +37,7 @@ test: $(VENV)/installed-test browser
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 # The tests look at the pages in a real browser.
 browser:

@@ -78,6 +78,7 @@ def compute(
     missing: list[Photo] = []
     chunks = [unique[start : start + ROWS_PER_CHUNK] for start in range(0, len(unique), ROWS_PER_CHUNK)]
     looked_at = 0
+    checked(looked_at, len(unique))
     for chunk, lacking in zip(chunks, map_in_threads(lambda chunk: [row for row in chunk if not _is_cached(row, cache)], chunks)):
         missing += lacking
         looked_at += len(chunk)

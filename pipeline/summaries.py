@@ -82,13 +82,14 @@ class Curves:
 
     def _write_hparams(self) -> None:
         """What was tried, for TensorBoard's HParams; the figures are the last ones of the curves."""
-        from tensorboard.plugins.hparams import api
+        # What its ``api`` gives on; that also loads Keras, which takes a second or more.
+        from tensorboard.plugins.hparams import summary_v2 as hparams
 
-        metrics = [api.Metric(tag, group="validation", display_name=f"validation {tag}") for tag in ("accuracy", "loss")]
-        self._add(self._all, api.hparams_config_pb(hparams=[api.HParam(name) for name in self._candidates[0]], metrics=metrics))
+        metrics = [hparams.Metric(tag, group="validation", display_name=f"validation {tag}") for tag in ("accuracy", "loss")]
+        self._add(self._all, hparams.hparams_config_pb(hparams=[hparams.HParam(name) for name in self._candidates[0]], metrics=metrics))
         for number, candidate in enumerate(self._candidates):
             with tf.summary.FileWriter(str(self._folder / candidate_name(number))) as writer:
-                self._add(writer, api.hparams_pb(dict(candidate), trial_id=candidate_name(number)))
+                self._add(writer, hparams.hparams_pb(dict(candidate), trial_id=candidate_name(number)))
 
     @staticmethod
     def _add(writer: tf.summary.FileWriter, proto: Any) -> None:

@@ -29,7 +29,7 @@ def test_near_duplicates_are_found_across_splits_only(tmp_path: Path, clusters: 
     rng = np.random.default_rng(2)
     vectors[250] = vectors[7] + rng.normal(0, 0.1, 40)  # test and training
     vectors[280] = vectors[220]  # test and validation
-    vectors[8] = vectors[7]  # both in training
+    vectors[8] = vectors[9]  # both in training
     matrix = packed(tmp_path, vectors)
     rows = np.arange(300)
     mean, _ = second_look.centre(matrix, rows)

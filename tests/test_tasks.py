@@ -65,7 +65,8 @@ def test_the_first_run_prints_what_came_out(finished: Project) -> None:
 def test_the_output_is_quiet(finished: Project) -> None:
     lines = finished.first_output.stderr.splitlines()  # type: ignore[attr-defined]
     known = ("settings: ", "warning: colours: ", "colours: ", "bottlenecks of 30 photos: ")
-    assert [line for line in lines if not line.startswith(known)] == []
+    progress = re.compile(r"\w+: \d+ of \d+ ")  # every few seconds, where a machine is that slow
+    assert [line for line in lines if not line.startswith(known) and not progress.match(line)] == []
     assert sum(line.startswith("settings: ") for line in lines) == 1
     assert "learning_rate = 0.03" in lines[0]
 
@@ -321,16 +322,19 @@ def test_ctrl_c_is_one_line(project: Project) -> None:
 def test_two_starts_at_once(project: Project) -> None:
     """The same command leaves with 10 and names the holder; another command that needs the same work waits for it."""
     project.photos("shapes", 60, size=200)
-    first = project.start("--data", "shapes", *LONG)
+    first = project.start("--data", "shapes", *FEW_STEPS)
     wait_for(lambda: len(vector_files(project)) >= 5, first)
-    same = project.export("--data", "shapes", *LONG)
+    os.killpg(first.pid, signal.SIGSTOP)  # at work for as long as it takes the others to find it there
+    same = project.export("--data", "shapes", *FEW_STEPS)
     assert same.returncode == 10
     assert str(first.pid) in same.stdout + same.stderr
-    other = project.export("--data", "shapes", *LONG, "--final-tensor-name", "scores")
-    assert other.returncode == 0, other.stderr
-    assert re.search("(ComputeBottlenecks|TrainFinalLayer): waiting for process", other.stderr)
-    _, errors = first.communicate(timeout=120)
-    assert first.returncode == 0, errors
+    other = project.start("--data", "shapes", *FEW_STEPS, "--final-tensor-name", "scores")
+    assert other.stderr is not None
+    assert any("ComputeBottlenecks: waiting for process" in line for line in other.stderr)
+    os.killpg(first.pid, signal.SIGCONT)
+    for run in (first, other):
+        _, errors = run.communicate(timeout=120)
+        assert run.returncode == 0, errors
     assert len(project.runs("ComputeBottlenecks")) == len(project.runs("TrainFinalLayer")) == 1
     assert len(project.runs("ExportGraph")) == 2
 
