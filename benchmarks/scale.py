@@ -17,6 +17,7 @@ import time
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import NoReturn
@@ -130,6 +131,14 @@ def scan_ten_more(folder: Path, count: int) -> float:
     return scan(folder, count + ADDED)
 
 
+def index(folder: Path, count: int) -> float:
+    rows = [replace(row, split="") for row in rows_of(count)]
+    started = time.perf_counter()
+    made = dataset.make_index(rows, testing_percentage=10, validation_percentage=10, seed=0, unreadable_limit=20)
+    assert len(made.photos) == count
+    return time.perf_counter() - started
+
+
 STAGES: dict[str, Callable[[Path, int], float]] = {
     "vectors written": write_vectors,
     "all vectors checked": check_vectors,
@@ -139,6 +148,7 @@ STAGES: dict[str, Callable[[Path, int], float]] = {
     "first scan": scan,
     "scan, nothing new": scan,
     f"scan, {ADDED} new": scan_ten_more,
+    "checked and split": index,
 }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+import statistics
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,7 +29,11 @@ CLASSIC_SHARE = 20
 
 Side = Callable[[Path, Path, int, int], Cost]
 
-CANDIDATES = {"pipeline": (0.001, 0.003, 0.01), "one candidate": (0.003,)}
+CANDIDATES = {
+    "pipeline": (0.001, 0.003, 0.01),
+    "one candidate": (0.003,),
+    "24 candidates": tuple(round(1e-5 * 10 ** (number / 6), 6) for number in range(24)),
+}
 """The weight decays of the pipeline's sides; by default it trains with each of three."""
 
 
@@ -37,7 +42,7 @@ def run(photos: Sequence[Photo], folder: Path, backbone: Path, work: Path, round
     split = dataset.split(photos, testing_percentage=10, validation_percentage=10, seed=seed)
     steps_of = {CLASSIC: max(1, steps // CLASSIC_SHARE), **dict.fromkeys(CANDIDATES, steps)}
     say(f"training: {len(photos)} vectors of {len(dataset.labels_of(photos))} classes, batches of 100; the pipeline as by default,")
-    say("which is a sweep of three candidates, and with one candidate, as the classic one has")
+    say("which is a sweep of three candidates, with one candidate, as the classic one has, and with 24")
     say(f"steps: {', '.join(f'{name} {count}' for name, count in steps_of.items())}; below, each by the step")
     with measuring.own_process() as preparing:  # as in a run, where each task has a process of its own
         preparing.submit(_write_vectors, split, folder, backbone, work).result()
@@ -55,6 +60,8 @@ def run(photos: Sequence[Photo], folder: Path, backbone: Path, work: Path, round
         costs = measuring.take_turns({name: functools.partial(one_pass, name) for name in steps_of}, rounds, seed, "step")
         gemm = before, measuring.gemm_gflops()
     say(measuring.contention(costs["pipeline"], 1, gemm))
+    shares = [many.wall / one.wall for many, one in zip(costs["24 candidates"], costs["one candidate"])]
+    say(f"24 candidates take {statistics.median(shares):.2f} times as long as one ({min(shares):.2f} to {max(shares):.2f})")
     for name, count in steps_of.items():
         size = event_bytes(work / name)
         say(f"{name}: {size / 1e6:.2f} MB of event files in {count} steps, {size / count / 1000:.2f} KB a step")

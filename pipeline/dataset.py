@@ -228,7 +228,7 @@ def scan(folder: Path, memory: Memory, report: Report = lambda done, total: None
     """
     if not folder.is_dir():
         raise DataMissing(f"there is no folder {folder}; put a folder for each class of photos there, or name another one")
-    found = sorted((item for item in _walk(folder) if _label_of(item[0])), key=lambda item: item[0])
+    found = (item for item in _walk(folder) if _label_of(item[0]))
     photos = [photo for photo in _look(folder, found, memory, report) if photo.problem != _NOT_A_PHOTO]
     odd = _beside_the_classes(folder, {photo.label for photo in photos})
     return sorted(photos + odd, key=in_order) if odd else photos
@@ -241,7 +241,7 @@ def scan_table(table: Table, memory: Memory, report: Report = lambda done, total
     table cannot be understood.
     """
     rows = table.read()
-    found = [(path, _stamp(table.folder / path)) for path in sorted({row.path for row in rows})]
+    found = ((path, _stamp(table.folder / path)) for path in {row.path for row in rows})
     seen = {photo.path: photo for photo in _look(table.folder, found, memory, report)}
     photos = [replace(seen[row.path], label=row.label, problem=row.problem or seen[row.path].problem) for row in rows]
     return sorted(photos, key=in_order)
@@ -252,19 +252,25 @@ def in_order(photo: Photo) -> tuple[str, str]:
     return photo.path, photo.label
 
 
-def _look(folder: Path, found: list[tuple[str, Stamp]], memory: Memory, report: Report) -> list[Photo]:
-    """The rows of files, labelled by their folders; only those are read that the memory lacks. Empties ``found``."""
+def _look(folder: Path, found: Iterable[tuple[str, Stamp]], memory: Memory, report: Report) -> list[Photo]:
+    """The rows of files, labelled by their folders and sorted by path; only those are read that the memory lacks."""
     now_ns = time.time_ns()
-    rows = [memory.recall(path, stamp) for path, stamp in found]
-    unread = [number for number, row in enumerate(rows) if row is None]
+    rows: list[tuple[Stamp, Photo]] = []
+    unread: list[tuple[str, Stamp]] = []
+    for path, stamp in found:  # one at a time: there may be a million of them
+        if known := memory.recall(path, stamp):
+            rows.append(known)
+        else:
+            unread.append((path, stamp))
+    unread.sort(key=lambda item: item[0])
     report(0, len(unread))
-    for done, (number, photo) in enumerate(zip(unread, map_in_threads(lambda number: _read(folder, *found[number]), unread)), 1):
-        rows[number] = found[number][1], photo
+    for done, ((_, stamp), photo) in enumerate(zip(unread, map_in_threads(lambda item: _read(folder, *item), unread)), 1):
+        rows.append((stamp, photo))
         report(done, len(unread))
-    found.clear()  # there may be a million of them
+    rows.sort(key=lambda row: row[1].path)
     if unread or len(rows) != len(memory):
-        memory.keep([row for row in rows if row], now_ns)
-    return [photo for _, photo in filter(None, rows)]
+        memory.keep(rows, now_ns)
+    return [photo for _, photo in rows]
 
 
 def _beside_the_classes(folder: Path, labels: set[str]) -> list[Photo]:
@@ -479,14 +485,13 @@ def _warnings(photos: list[Photo], skipped_labels: list[str]) -> list[str]:
     alike = [" and ".join(labels) for labels in by_case.values() if len(labels) > 1]
     if alike:
         warnings.append(f"labels that differ only in case are kept apart: {shortened(alike)}")
+    label_of: dict[str, str] = {}
+    of_several = {photo.sha256 for photo in photos if label_of.setdefault(photo.sha256, photo.label) != photo.label}
     labels_by_content: dict[str, dict[str, str]] = collections.defaultdict(dict)
     for photo in photos:
-        labels_by_content[photo.sha256].setdefault(photo.label, photo.path)
-    torn = [
-        " and ".join(f"{readable(path)} as {label}" for label, path in paths.items())
-        for paths in labels_by_content.values()
-        if len(paths) > 1
-    ]
+        if photo.sha256 in of_several:
+            labels_by_content[photo.sha256].setdefault(photo.label, photo.path)
+    torn = [" and ".join(f"{readable(path)} as {label}" for label, path in paths.items()) for paths in labels_by_content.values()]
     if torn:
         warnings.append(f"exact duplicates under more than one label: {len(torn)} ({shortened(torn)})")
     return warnings
@@ -510,10 +515,7 @@ def split(photos: Sequence[Photo], *, testing_percentage: float, validation_perc
     Raises UserError for a class with fewer groups than splits.
     """
     group_of = _groups(photos)
-    keys: dict[int, str] = {}
-    for photo, group in zip(photos, group_of):
-        keys[group] = min(keys.get(group, "\U0010ffff"), _name_key(photo) or f"sha256:{photo.sha256}")
-    ranks = {group: _rank(seed, key) for group, key in keys.items()}
+    ranks = _ranks(photos, group_of, seed)
     splits = {group: _split_at(rank, testing_percentage, validation_percentage) for group, rank in ranks.items()}
     _lend(photos, group_of, ranks, splits)
     return [replace(photo, split=splits[group]) for photo, group in zip(photos, group_of)]
@@ -539,6 +541,13 @@ def _groups(photos: Sequence[Photo]) -> list[int]:
         for key in filter(None, (photo.sha256, _name_key(photo))):
             parent[root(i)] = root(first.setdefault(key, i))
     return [root(i) for i in range(len(photos))]
+
+
+def _ranks(photos: Sequence[Photo], group_of: list[int], seed: int) -> dict[int, float]:
+    keys: dict[int, str] = {}
+    for photo, group in zip(photos, group_of):
+        keys[group] = min(keys.get(group, "\U0010ffff"), _name_key(photo) or f"sha256:{photo.sha256}")
+    return {group: _rank(seed, key) for group, key in keys.items()}
 
 
 def _rank(seed: int, key: str) -> float:

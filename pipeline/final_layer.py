@@ -22,6 +22,7 @@ from pipeline.checkpoint import Checkpoints
 from pipeline.console import Report
 from pipeline.errors import UserError
 from pipeline.heads import Layer, Shape
+from pipeline.machine import usable_cores
 from pipeline.optimizers import Optimizer
 from pipeline.packed import INDEX, Packed
 from pipeline.tensorflow_v1 import control_flow_v1, session, tf
@@ -174,7 +175,8 @@ def train(
     examples = Examples.read(packed)
     with tf.Graph().as_default():
         trainer = _Trainer(examples, options, bottlenecks.read_statistics(packed))
-        with session(threads=1, as_built=True) as running:
+        threads = min(len(heads.groups(len(options.candidates))), usable_cores())
+        with session(threads=threads, as_built=True) as running:
             steps = trainer.run(running, folder, report, start_from)
             tried = trainer.tried(running)
             losses = {number: candidate.validation_loss for number, candidate in enumerate(tried) if candidate.validation_loss is not None}
@@ -235,31 +237,59 @@ class _Trainer:
             + [_histogram("logits_histogram", self.logits)]
         )
 
-    def _of_candidates(self, name: str) -> tf.Tensor:
-        return tf.constant([getattr(candidate, name) for candidate in self.candidates], tf.float32)
+    def _of_candidates(self, name: str, heads_of: range) -> tf.Tensor:
+        return tf.constant([getattr(self.candidates[head], name) for head in heads_of], tf.float32)
 
     def _train_steps(self) -> tf.Tensor:
         """As many steps as there are batches fed, in one run: a run costs as much as a step. Gives the logits of the last batch,
-        after its step."""
-        optimizer = Optimizer(self.options.optimizer, {name: self.layer[name] for name in self.shape.trained()})
-        first, count = self.global_step.read_value(), tf.shape(self.places)[0]
-        learning_rates, weight_decays = self._of_candidates("learning_rate"), self._of_candidates("weight_decay")
+        after its step.
 
-        def batch(number: tf.Tensor) -> tf.Tensor:
-            return tf.gather(self.vectors, tf.gather(self.places, number))
+        Heads share no variable, so that several groups of them go their way side by side, a core each: on copies, which are
+        made and written back once a run.
+        """
+        options = self.options
+        whole = Optimizer(options.optimizer, {name: self.layer[name] for name in self.shape.trained()})
+        count = tf.shape(self.places)[0]
+        groups = heads.groups(self.shape.heads)
+        if len(groups) == 1:
+            through = [self._loop(self.layer, whole, groups[0], count)]
+        else:
+            copies = [heads.copy(self.shape, group, f"heads_{group.start}") for group in groups]
+            optimizers_of = [Optimizer(options.optimizer, layer, [tf.GraphKeys.LOCAL_VARIABLES]) for layer in copies]
+            through = []
+            for layer, optimizer, group in zip(copies, optimizers_of, groups):
+                taken = [
+                    mine.assign(heads.rows_of(all_of.read_value(), group, self.shape.heads))
+                    for mine, all_of in zip(optimizer.state, whole.state)
+                ]
+                with tf.control_dependencies(taken):
+                    through.append(self._loop(layer, optimizer, group, count))
+            with tf.control_dependencies(through):
+                through = [
+                    all_of.assign(tf.concat([part.read_value() for part in parts], 0))
+                    for all_of, *parts in zip(whole.state, *(optimizer.state for optimizer in optimizers_of))
+                ]
+        with tf.control_dependencies(through), tf.control_dependencies([self.global_step.assign_add(tf.cast(count, tf.int64))]):
+            return heads.logits(self._batch(count - 1), self.layer, self.shape.heads)
+
+    def _loop(self, layer: Layer, optimizer: Optimizer, group: range, count: tf.Tensor) -> tf.Tensor:
+        """The steps of some heads, whose variables are those of ``layer``."""
+        first = self.global_step.read_value()
+        learning_rates, weight_decays = self._of_candidates("learning_rate", group), self._of_candidates("weight_decay", group)
 
         def one(number: tf.Tensor) -> tf.Tensor:
             step = first + tf.cast(number, tf.int64)
-            outputs = heads.logits_by_class(batch(number), self.layer, self.shape.heads, self._dropped(step))
-            gradients = self._logit_gradients(outputs, tf.gather(self.truths, number))
+            outputs = heads.logits_by_class(self._batch(number), layer, len(group), self._dropped(step))
+            gradients = self._logit_gradients(outputs, tf.gather(self.truths, number), group)
             rates = learning_rates * tf.gather(self.factors, number)
             with tf.control_dependencies(optimizer.step(outputs, gradients, rates, weight_decays, step)):
                 return number + 1
 
         with control_flow_v1():
-            through = tf.while_loop(lambda number: number < count, one, [tf.constant(0)], parallel_iterations=1)
-        with tf.control_dependencies([through]), tf.control_dependencies([self.global_step.assign_add(tf.cast(count, tf.int64))]):
-            return heads.logits(batch(count - 1), self.layer, self.shape.heads)
+            return tf.while_loop(lambda number: number < count, one, [tf.constant(0)], parallel_iterations=1)
+
+    def _batch(self, number: tf.Tensor) -> tf.Tensor:
+        return tf.gather(self.vectors, tf.gather(self.places, number))
 
     def _dropped(self, step: tf.Tensor) -> tf.Tensor | None:
         """What features are multiplied by, a function of seed and step."""
@@ -270,12 +300,12 @@ class _Trainer:
         drawn = tf.random.stateless_uniform(features, tf.stack([tf.constant(options.seed, tf.int64), step]))
         return tf.cast(drawn >= options.dropout, tf.float32) / (1 - options.dropout)
 
-    def _logit_gradients(self, outputs: tf.Tensor, truth: tf.Tensor) -> tf.Tensor:
-        """The gradients of the mean loss of a batch by its logits, [heads, classes, batch] as these."""
+    def _logit_gradients(self, outputs: tf.Tensor, truth: tf.Tensor, group: range) -> tf.Tensor:
+        """The gradients of the mean loss of a batch by the logits of some heads, [heads, classes, batch] as these."""
         options, classes = self.options, self.shape.classes
         wanted = tf.one_hot(truth, classes, axis=0)
         if any(options.label_smoothing):
-            smoothing = self._of_candidates("label_smoothing")[:, tf.newaxis, tf.newaxis]
+            smoothing = self._of_candidates("label_smoothing", group)[:, tf.newaxis, tf.newaxis]
             wanted = wanted * (1 - smoothing) + smoothing / classes
         weights = tf.constant(1 / options.train_batch_size)
         if options.class_weights == "balanced":

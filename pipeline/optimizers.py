@@ -32,17 +32,21 @@ def schedule_factors(schedule: str, start: int, end: int, steps: int) -> list[fl
 
 
 class Optimizer:
-    """One of OPTIMIZERS for some variables of the heads; its slots are made with it."""
+    """One of OPTIMIZERS for some variables of the heads; its slots are made with it, in ``collections`` if not the global one."""
 
-    def __init__(self, name: str, variables: Mapping[str, tf.Variable]) -> None:
-        self._name, self._variables = name, variables
+    def __init__(self, name: str, variables: Mapping[str, tf.Variable], collections: list[str] | None = None) -> None:
+        self._name, self._variables, self._collections = name, variables, collections
         slots = {"sgd": (), "momentum": ("Momentum",), "adam": ("Adam", "Adam_1")}[name]
         self._slots = {key: [self._slot(variable, slot) for slot in slots] for key, variable in variables.items()}
 
-    @staticmethod
-    def _slot(variable: tf.Variable, name: str) -> tf.Variable:
-        zeros = tf.zeros_initializer()
-        return tf.get_variable(f"{variable.op.name}/{name}", variable.shape, initializer=zeros, trainable=False, use_resource=True)
+    def _slot(self, variable: tf.Variable, name: str) -> tf.Variable:
+        kind = {"initializer": tf.zeros_initializer(), "trainable": False, "use_resource": True, "collections": self._collections}
+        return tf.get_variable(f"{variable.op.name}/{name}", variable.shape, **kind)
+
+    @property
+    def state(self) -> list[tf.Variable]:
+        """The variables with their slots."""
+        return [one for name, variable in self._variables.items() for one in (variable, *self._slots[name])]
 
     def step(
         self, logits: tf.Tensor, logit_gradients: tf.Tensor, rates: tf.Tensor, decays: tf.Tensor, global_step: tf.Tensor

@@ -17,6 +17,9 @@ from PIL import Image
 if TYPE_CHECKING:
     from browser import Browser
 
+# The pipeline is compiled once, as for a user, and not by each of the programs that the tests start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 

@@ -205,12 +205,22 @@ def test_checkpoints_hold_optimizer_slots_and_global_step(packed: Path, tmp_path
         assert running.run("global_step/Read/ReadVariableOp:0") == 60
 
 
+def test_a_checkpoint_of_many_candidates_holds_them_together(packed: Path, tmp_path: Path) -> None:
+    count = heads.MOST_TOGETHER + 1
+    final_layer.train(tmp_path, packed, replace(OPTIONS, weight_decay=tuple(np.geomspace(1e-4, 0.1, count))))
+    shapes = dict(tf.train.list_variables(checkpoint.latest(tmp_path)))
+    assert {name.partition("/")[0] for name in shapes} == {"global_step", "final_layer", "best", "chosen"}
+    assert shapes["final_layer/weights"] == shapes["final_layer/weights/Momentum"] == [count * CLASSES, WIDTH]
+
+
 # --- Sweeps and what else can be chosen ----------------------------------------------------------------------------------
 
 SWEEP = replace(OPTIONS, learning_rate=(0.01, 0.1), weight_decay=(0.0, 0.1), label_smoothing=(0.0, 0.2))
 
 
-def test_candidates_train_as_each_would_alone(packed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("most_together", [8, 3])
+def test_candidates_train_as_each_would_alone(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_together: int) -> None:
+    monkeypatch.setattr(heads, "MOST_TOGETHER", most_together)
     together = final_layer.train(tmp_path / "together", packed, SWEEP)
     assert len(together.candidates) == 8
     for number, candidate in enumerate(SWEEP.candidates):
@@ -252,6 +262,8 @@ def test_the_candidate_with_the_lowest_validation_loss_is_kept_as_a_head_of_its_
         {"hidden_units": 16, "dropout": 0.3, "optimizer": "adam", "learning_rate": (0.01,)},
         {"class_weights": "balanced"},
         {"label_smoothing": (0.1,)},
+        {"weight_decay": tuple(np.geomspace(1e-4, 0.1, heads.MOST_TOGETHER + 1))},
+        {"weight_decay": tuple(np.geomspace(1e-4, 0.1, heads.MOST_TOGETHER + 1)), "hidden_units": 16, "optimizer": "adam"},
     ],
 )
 def test_each_way_learns_and_goes_on_after_a_kill_to_the_same_bytes(
