@@ -86,10 +86,15 @@ def _table(costs: dict[str, list[Cost]], unit: str) -> list[str]:
             columns += [f"{statistics.median(each):.3f}", f"{min(each):.3f}"]
         for before, after in zip(zip(*costs[CLASSIC]), zip(*taken)):
             ratios = [one / other for one, other in zip(before, after)]
-            columns.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+            columns.append(spread(ratios))
         rows.append(columns)
     widths = [max(map(len, column)) for column in zip(*rows)]
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows]
+
+
+def spread(ratios: list[float]) -> str:
+    """The median of some ratios, and how far they reach."""
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def gemm_gflops() -> float:

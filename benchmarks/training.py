@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import shutil
-import statistics
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -61,7 +60,7 @@ def run(photos: Sequence[Photo], folder: Path, backbone: Path, work: Path, round
         gemm = before, measuring.gemm_gflops()
     say(measuring.contention(costs["pipeline"], 1, gemm))
     shares = [many.wall / one.wall for many, one in zip(costs["24 candidates"], costs["one candidate"])]
-    say(f"24 candidates take {statistics.median(shares):.2f} times as long as one ({min(shares):.2f} to {max(shares):.2f})")
+    say(f"24 candidates take, in times of one: {measuring.spread(shares)}")
     for name, count in steps_of.items():
         size = event_bytes(work / name)
         say(f"{name}: {size / 1e6:.2f} MB of event files in {count} steps, {size / count / 1000:.2f} KB a step")

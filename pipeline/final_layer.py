@@ -175,8 +175,7 @@ def train(
     examples = Examples.read(packed)
     with tf.Graph().as_default():
         trainer = _Trainer(examples, options, bottlenecks.read_statistics(packed))
-        threads = min(len(heads.groups(len(options.candidates))), usable_cores())
-        with session(threads=threads, as_built=True) as running:
+        with session(threads=min(len(trainer.groups), usable_cores()), as_built=True) as running:
             steps = trainer.run(running, folder, report, start_from)
             tried = trainer.tried(running)
             losses = {number: candidate.validation_loss for number, candidate in enumerate(tried) if candidate.validation_loss is not None}
@@ -220,6 +219,7 @@ class _Trainer:
         self.batches = Batches(examples.packed, training, self.mean, self.scale, options.seed, options.train_batch_size)
         self.candidates = options.candidates
         self.shape = Shape(examples.packed.shape[1], len(examples.labels), options.hidden_units, len(self.candidates))
+        self.groups = heads.groups(self.shape.heads)
         self.global_step = tf.train.get_or_create_global_step()
         self.bottleneck = tf.placeholder(tf.float32, [None, self.shape.width], name="bottleneck_input")
         self.vectors = tf.placeholder(tf.float32, [None, self.shape.width], name="standardised_input")
@@ -242,35 +242,29 @@ class _Trainer:
 
     def _train_steps(self) -> tf.Tensor:
         """As many steps as there are batches fed, in one run: a run costs as much as a step. Gives the logits of the last batch,
-        after its step.
-
-        Heads share no variable, so that several groups of them go their way side by side, a core each: on copies, which are
-        made and written back once a run.
-        """
-        options = self.options
-        whole = Optimizer(options.optimizer, {name: self.layer[name] for name in self.shape.trained()})
+        after its step."""
+        optimizer = Optimizer(self.options.optimizer, {name: self.layer[name] for name in self.shape.trained()})
         count = tf.shape(self.places)[0]
-        groups = heads.groups(self.shape.heads)
-        if len(groups) == 1:
-            through = [self._loop(self.layer, whole, groups[0], count)]
+        if len(self.groups) > 1:
+            through = self._side_by_side(optimizer, count)
         else:
-            copies = [heads.copy(self.shape, group, f"heads_{group.start}") for group in groups]
-            optimizers_of = [Optimizer(options.optimizer, layer, [tf.GraphKeys.LOCAL_VARIABLES]) for layer in copies]
-            through = []
-            for layer, optimizer, group in zip(copies, optimizers_of, groups):
-                taken = [
-                    mine.assign(heads.rows_of(all_of.read_value(), group, self.shape.heads))
-                    for mine, all_of in zip(optimizer.state, whole.state)
-                ]
-                with tf.control_dependencies(taken):
-                    through.append(self._loop(layer, optimizer, group, count))
-            with tf.control_dependencies(through):
-                through = [
-                    all_of.assign(tf.concat([part.read_value() for part in parts], 0))
-                    for all_of, *parts in zip(whole.state, *(optimizer.state for optimizer in optimizers_of))
-                ]
+            through = [self._loop(self.layer, optimizer, self.groups[0], count)]
         with tf.control_dependencies(through), tf.control_dependencies([self.global_step.assign_add(tf.cast(count, tf.int64))]):
             return heads.logits(self._batch(count - 1), self.layer, self.shape.heads)
+
+    def _side_by_side(self, whole: Optimizer, count: tf.Tensor) -> list[tf.Tensor]:
+        """The steps of all groups of heads, each on a core of its own. Heads share no variable, so that each group goes its way on
+        copies, which are made and written back once a run."""
+        loops, copies = [], []
+        for group in self.groups:
+            layer = heads.copy(self.shape, group, f"heads_{group.start}")
+            optimizer = Optimizer(self.options.optimizer, layer, [tf.GraphKeys.LOCAL_VARIABLES])
+            rows = [heads.rows_of(variable.read_value(), group, self.shape.heads) for variable in whole.state]
+            with tf.control_dependencies([variable.assign(values) for variable, values in zip(optimizer.state, rows)]):
+                loops.append(self._loop(layer, optimizer, group, count))
+            copies.append(optimizer.state)
+        with tf.control_dependencies(loops):
+            return [variable.assign(tf.concat([part.read_value() for part in parts], 0)) for variable, *parts in zip(whole.state, *copies)]
 
     def _loop(self, layer: Layer, optimizer: Optimizer, group: range, count: tf.Tensor) -> tf.Tensor:
         """The steps of some heads, whose variables are those of ``layer``."""

@@ -20,7 +20,7 @@ from pipeline.backbones.graphs import node_of
 from pipeline.errors import BadImage, UserError
 from pipeline.images import AS_IT_IS
 from pipeline.machine import computes_bfloat16, has_nvidia, usable_cores
-from pipeline.tensorflow_v1 import has_gpu, session, tf
+from pipeline.tensorflow_v1 import has_gpu, placed_on, session, tf
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 
@@ -112,7 +112,7 @@ def load(
     with tf.Graph().as_default():
         encoded = [tf.placeholder(tf.string, []) for _ in range(batch)]
         drawn = [tf.placeholder(tf.float32, [None]) for _ in range(batch)]
-        with tf.device("/cpu:0"):
+        with placed_on("CPU:0"):
             pixels = [images.decode_view(one, how, backbone.input_size) for one, how in zip(encoded, drawn)]
             photos = _in_parts(pixels)
         seen, counts = zip(*(images.looks(part, average) for part in photos))
@@ -204,7 +204,7 @@ def of_graph(
     batch = batch or _batch()
     with tf.Graph().as_default():
         encoded = [tf.placeholder(tf.string, []) for _ in range(batch)]
-        with tf.device("/cpu:0"):
+        with placed_on("CPU:0"):
             pixels = [images.decode_and_resize(one, size, half_pixel_centers=half_pixel_centers) for one in encoded]
             photos = _in_parts(pixels)
         found = _through(graph, given, [images.normalise(part, mean, std) for part in photos], output)

@@ -34,7 +34,7 @@ def hushed() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def loaded_faster() -> Iterator[None]:
+def _loaded_faster() -> Iterator[None]:
     """Load TensorFlow in four fifths of the time, or two thirds where scikit-learn is installed.
 
     It loads Keras, which loads scikit-learn, and goes on without where it cannot; whoever uses Keras loads it then. And Python
@@ -62,16 +62,17 @@ if platform.machine() in ("x86_64", "AMD64"):
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 # Trying out all ways to convolve takes a GPU seconds at the start and twice the memory, and its choice can differ between runs.
 os.environ.setdefault("TF_CUDNN_USE_AUTOTUNE", "0")
-with hushed(), loaded_faster():
+with hushed(), _loaded_faster():
     import tensorflow as tf2
     import tensorflow.compat.v1 as tf
+    from tensorflow.compat.v1 import device as placed_on
     from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     tf.config.experimental.list_physical_devices("GPU")
 
-__all__ = ["SavedModel", "control_flow_v1", "convert_variables_to_constants_v2", "has_gpu", "hushed", "session", "tf", "tf2"]
+__all__ = ["SavedModel", "control_flow_v1", "convert_variables_to_constants_v2", "has_gpu", "hushed", "placed_on", "session", "tf", "tf2"]
 
 tf.logging.set_verbosity(tf.logging.ERROR)
 # TensorFlow warns that its own v1 calls are old. They are what this project is about.
@@ -106,10 +107,13 @@ def session(threads: int, precision: str = "float32", as_built: bool = False, gp
     bfloat16 (a CPU that has it) or float16 (a GPU) TensorFlow's graph optimizer turns the heavy ops to it. ``as_built``
     leaves that optimizer out, which costs tenths of a second at the first runs.
     """
-    config = tf.ConfigProto(intra_op_parallelism_threads=1, inter_op_parallelism_threads=threads, use_per_session_threads=True)
+    config = tf.ConfigProto(
+        intra_op_parallelism_threads=1,
+        inter_op_parallelism_threads=threads,
+        use_per_session_threads=True,
+        device_count={} if gpu else {"GPU": 0},
+    )
     config.gpu_options.allow_growth = True
-    if not gpu:
-        config.device_count["GPU"] = 0
     rewrites = config.graph_options.rewrite_options
     rewrites.disable_meta_optimizer = as_built
     if precision == "bfloat16":

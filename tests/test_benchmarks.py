@@ -45,7 +45,7 @@ def test_both_benchmarks_print_what_they_measured(tmp_path: Path, capsys: pytest
     assert len(re.findall(r"contended.*GEMM \d+ → \d+ GFLOP/s", out)) == 2
     assert re.search(r"floor [\d.]+ ms/photo", out)
     assert re.search(r"pipeline: a linear head on its vectors names [\d.]+% rightly \(\d+ of 12", out)
-    assert re.search(r"24 candidates take [\d.]+ times as long as one \([\d.]+ to [\d.]+\)", out)
+    assert re.search(r"24 candidates take, in times of one: [\d.]+ \([\d.]+ to [\d.]+\)", out)
     assert re.search(r"classic: [\d.]+ MB of event files in 1 steps", out)
 
 
