@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipeline import files
 from pipeline.errors import UserError
-from pipeline.tensorflow_v1 import tf
+from pipeline.tensorflow_v1 import WhileContextDef, tf
 
 NEVER = 10_000.0
 """Hours; the Saver's own default for ``keep_checkpoint_every_n_hours``, which keeps none beyond ``max_to_keep``."""
@@ -62,7 +62,7 @@ class Checkpoints:
             keep_checkpoint_every_n_hours=keep_checkpoint_every_n_hours,
             save_relative_paths=True,
         )
-        self._meta_graph = self._saver.export_meta_graph().SerializeToString(deterministic=True) if write_meta_graph else None
+        self._meta_graph = _meta_graph(self._saver) if write_meta_graph else None
         folder.mkdir(parents=True, exist_ok=True)
 
     def save(self, session: tf.Session, global_step: int | None = None) -> None:
@@ -111,6 +111,18 @@ class Checkpoints:
             for_good = self._keeps_some_for_good and 0 <= _step(name) < newest
             if name not in listed and not for_good:
                 path.unlink()
+
+
+def _meta_graph(saver: tf.train.Saver) -> bytes:
+    """The default graph for ``import_meta_graph``, the same bytes in each process: of a loop, TensorFlow lists the tensors in the
+    order of a set."""
+    meta_graph = saver.export_meta_graph()
+    if tf.GraphKeys.WHILE_CONTEXT in meta_graph.collection_def:
+        loops = meta_graph.collection_def[tf.GraphKeys.WHILE_CONTEXT].bytes_list.value
+        for number, loop in enumerate(map(WhileContextDef.FromString, loops)):
+            loop.values_def.values.sort()
+            loops[number] = loop.SerializeToString(deterministic=True)
+    return bytes(meta_graph.SerializeToString(deterministic=True))
 
 
 def _step(name: str) -> int:

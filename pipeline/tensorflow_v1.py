@@ -66,13 +66,25 @@ with hushed(), _loaded_faster():
     import tensorflow as tf2
     import tensorflow.compat.v1 as tf
     from tensorflow.compat.v1 import device as placed_on
+    from tensorflow.core.protobuf.control_flow_pb2 import WhileContextDef
     from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     tf.config.experimental.list_physical_devices("GPU")
 
-__all__ = ["SavedModel", "control_flow_v1", "convert_variables_to_constants_v2", "has_gpu", "hushed", "placed_on", "session", "tf", "tf2"]
+__all__ = [
+    "SavedModel",
+    "WhileContextDef",
+    "control_flow_v1",
+    "convert_variables_to_constants_v2",
+    "has_gpu",
+    "hushed",
+    "placed_on",
+    "session",
+    "tf",
+    "tf2",
+]
 
 tf.logging.set_verbosity(tf.logging.ERROR)
 # TensorFlow warns that its own v1 calls are old. They are what this project is about.
