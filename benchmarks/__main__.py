@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import bottlenecks, measuring, training
-from pipeline import backbones, console, dataset, sample
+from pipeline import backbones, console, sample, scan
 from pipeline.console import say
-from pipeline.dataset import Photo
+from pipeline.dataset import Photo, Photos
 from pipeline.errors import UserError
 
 SEED = 0
@@ -48,7 +48,7 @@ def _run(options: argparse.Namespace, work: Path) -> None:
     if not options.photos:
         console.note("drawing flowers; photos of yours tell more: --photos FOLDER")
         sample.draw(folder, -(-options.count // len(sample.KINDS)), SEED)
-    photos = choose(dataset.scan(folder, dataset.Memory(work / "memory.csv")), options.count)
+    photos = choose(scan.of_folder(folder, scan.Memory(work / "memory.csv")), options.count)
     backbones.make("efficientnet-lite0", work / "backbone", work)
     say(measuring.environment())
     if options.which != "training":
@@ -61,7 +61,7 @@ def choose(scanned: Sequence[Photo], count: int) -> list[Photo]:
     """So many photos, sorted by path, of all classes in turn; each content once, since the pipeline computes it once."""
     contents = {photo.sha256: photo for photo in scanned if not photo.problem}
     shuffled = random.Random(SEED).sample(list(contents.values()), len(contents))
-    of_class = {label: [photo for photo in shuffled if photo.label == label] for label in dataset.labels_of(shuffled)}
+    of_class = {label: [photo for photo in shuffled if photo.label == label] for label in Photos(shuffled).labels()[0]}
     if len(of_class) < 2 or min(len(photos) for photos in of_class.values()) < LEAST_PER_CLASS or count < LEAST_PER_CLASS * len(of_class):
         raise UserError(
             f"{count} photos of {len(of_class)} classes are too few; wanted: two classes or more, {LEAST_PER_CLASS} photos of each"

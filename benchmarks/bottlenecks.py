@@ -17,10 +17,10 @@ import numpy as np
 
 from benchmarks import measuring
 from benchmarks.measuring import CLASSIC, Cost
-from pipeline import backbones, dataset, images, network
+from pipeline import backbones, images, network
 from pipeline import bottlenecks as ours
 from pipeline.console import say
-from pipeline.dataset import Photo
+from pipeline.dataset import Photo, Photos
 from pipeline.machine import computes_bfloat16, usable_cores
 from pipeline.packed import Packed
 from pipeline.vector_cache import VectorCache
@@ -53,7 +53,7 @@ class Pipeline:
 
     def fill(self, photos: Sequence[Photo], folder: Path, out: Path) -> None:
         cache = VectorCache(out / "vectors", self.width)
-        ours.compute(photos, folder, lambda: self.network, cache)
+        ours.compute(Photos(photos), folder, lambda: self.network, cache)
         ours.pack(photos, cache, self.width, out)
 
     def read(self, photos: Sequence[Photo], out: Path) -> np.ndarray:
@@ -137,7 +137,7 @@ def describe(photos: Sequence[Photo]) -> str:
     """Number, size in bytes and in pixels of the photos."""
     width, height = (int(statistics.median(side)) for side in ([p.width for p in photos], [p.height for p in photos]))
     size = statistics.mean(photo.bytes for photo in photos)
-    return f"{len(photos)} photos of {len(dataset.labels_of(photos))} classes, mean {size / 1000:.1f} KB, median {width} × {height} pixels"
+    return f"{len(photos)} photos of {len(Photos(photos).labels()[0])} classes, mean {size / 1000:.1f} KB, median {width} × {height} pixels"
 
 
 def _dtypes() -> str:
@@ -163,7 +163,7 @@ def difference(vectors: np.ndarray, truth: np.ndarray) -> str:
 
 
 def _accuracy(vectors: np.ndarray, photos: Sequence[Photo], seed: int) -> str:
-    labels = dataset.labels_of(photos)
+    labels = Photos(photos).labels()[0]
     truth = np.array([labels.index(photo.label) for photo in photos])
     fold_of = np.random.default_rng(seed).permutation(len(photos)) % FOLDS
     right = sum(count_right(vectors, truth, fold_of == fold) for fold in range(FOLDS))

@@ -17,9 +17,9 @@ import numpy as np
 
 from benchmarks import training
 from benchmarks.accuracy import HEADING, Right, row
-from pipeline import backbones, bottlenecks, console, dataset, evaluation, final_layer, images
+from pipeline import backbones, bottlenecks, console, dataset, evaluation, final_layer, images, indexing, scan
 from pipeline.console import say
-from pipeline.dataset import Photo
+from pipeline.dataset import Photo, Photos
 from pipeline.errors import UserError
 from pipeline.machine import map_in_threads, usable_cores
 from pipeline.tensorflow_v1 import session, tf
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(folder: Path, seeds: int, work: Path) -> None:
-    scanned = dataset.scan(folder, dataset.Memory(work / "memory.csv"))
+    scanned = scan.of_folder(folder, scan.Memory(work / "memory.csv"))
     photos = sorted({photo.sha256: photo for photo in scanned if not photo.problem}.values(), key=dataset.in_order)
     plain, *earlier = features(photos, folder, LITE0, (backbones.BOTTLENECK, *EARLIER), work)
     (lite2,) = features(photos, folder, LITE2, (backbones.BOTTLENECK,), work)
@@ -95,10 +95,10 @@ def joined(parts: Sequence[np.ndarray], training: np.ndarray) -> np.ndarray:
 
 def _named(photos: Sequence[Photo], heads: Sequence[Sequence[np.ndarray]], seed: int, work: Path) -> Right:
     """Train a head on each of some features; which test photos does the mean of their probabilities name rightly?"""
-    split = dataset.split(photos, testing_percentage=10, validation_percentage=10, seed=seed)
+    split = indexing.split(Photos(photos), testing_percentage=10, validation_percentage=10, seed=seed)
     learned = np.array([photo.split == dataset.TRAINING for photo in split])
     of_heads = [_test_probabilities(split, joined(parts, learned), seed, work) for parts in heads]
-    labels = dataset.labels_of(split)
+    labels = split.labels()[0]
     testing = [photo for photo in split if photo.split == dataset.TESTING]
     named = np.mean(of_heads, axis=0).argmax(axis=1)
     return {(seed, photo.path): labels[number] == photo.label for photo, number in zip(testing, named)}

@@ -17,16 +17,15 @@ import time
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 
-from pipeline import dataset
+from pipeline import dataset, indexing, scan
 from pipeline.console import say
-from pipeline.dataset import Photo
+from pipeline.dataset import Photo, Photos
 from pipeline.vector_cache import VectorCache
 
 WIDTH, CLASSES, STEPS = 1280, 10, 1000
@@ -37,11 +36,11 @@ def label_of(number: int) -> str:
     return f"class {number % CLASSES}"
 
 
-def rows_of(count: int) -> list[Photo]:
+def rows_of(count: int) -> Photos:
     """An index that was never on a disk: the photos' paths, labels, hashes and splits."""
     splits = [dataset.TRAINING] * 8 + [dataset.VALIDATION, dataset.TESTING]
     names = ((f"{label_of(i)}/{i:07d}.jpg", sha256(str(i).encode()).hexdigest(), splits[i // CLASSES % 10]) for i in range(count))
-    return [Photo(path, path.partition("/")[0], digest, 50_000, "JPEG", 320, 240, split=split) for path, digest, split in names]
+    return Photos(Photo(path, path.partition("/")[0], digest, 50_000, "JPEG", 320, 240, split=split) for path, digest, split in names)
 
 
 def tiny_png(number: int) -> bytes:
@@ -117,9 +116,9 @@ def draw_pictures(folder: Path, count: int) -> float:
     return time.perf_counter() - started
 
 
-def scan(folder: Path, count: int) -> float:
+def look(folder: Path, count: int) -> float:
     started = time.perf_counter()
-    photos = dataset.scan(folder / "photos", dataset.Memory(folder / "memory.csv"))
+    photos = scan.of_folder(folder / "photos", scan.Memory(folder / "memory.csv"))
     dataset.fingerprint(photos)
     assert len(photos) == count
     return time.perf_counter() - started
@@ -128,13 +127,13 @@ def scan(folder: Path, count: int) -> float:
 def scan_ten_more(folder: Path, count: int) -> float:
     for number in range(count, count + ADDED):
         (folder / "photos" / label_of(number) / f"{number:07d}.png").write_bytes(tiny_png(number))
-    return scan(folder, count + ADDED)
+    return look(folder, count + ADDED)
 
 
 def index(folder: Path, count: int) -> float:
-    rows = [replace(row, split="") for row in rows_of(count)]
+    rows = rows_of(count)
     started = time.perf_counter()
-    made = dataset.make_index(rows, testing_percentage=10, validation_percentage=10, seed=0, unreadable_limit=20)
+    made = indexing.make_index(rows, testing_percentage=10, validation_percentage=10, seed=0, unreadable_limit=20)
     assert len(made.photos) == count
     return time.perf_counter() - started
 
@@ -145,8 +144,8 @@ STAGES: dict[str, Callable[[Path, int], float]] = {
     "packed": pack,
     f"trained, {STEPS} steps": train,
     "pictures drawn": draw_pictures,
-    "first scan": scan,
-    "scan, nothing new": scan,
+    "first scan": look,
+    "scan, nothing new": look,
     f"scan, {ADDED} new": scan_ten_more,
     "checked and split": index,
 }

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from benchmarks import measuring
 from benchmarks.measuring import CLASSIC, Cost
-from pipeline import dataset
+from pipeline import dataset, indexing
 from pipeline.console import say
-from pipeline.dataset import Photo
+from pipeline.dataset import Photo, Photos
 from pipeline.packed import INDEX
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ CANDIDATES = {
 
 def run(photos: Sequence[Photo], folder: Path, backbone: Path, work: Path, rounds: int, steps: int, seed: int) -> None:
     """Compute the photos' vectors once, let the sides train on them in turns, and print what it took."""
-    split = dataset.split(photos, testing_percentage=10, validation_percentage=10, seed=seed)
+    split = indexing.split(Photos(photos), testing_percentage=10, validation_percentage=10, seed=seed)
     steps_of = {CLASSIC: max(1, steps // CLASSIC_SHARE), **dict.fromkeys(CANDIDATES, steps)}
-    say(f"training: {len(photos)} vectors of {len(dataset.labels_of(photos))} classes, batches of 100; the pipeline as by default,")
+    say(f"training: {len(photos)} vectors of {len(Photos(photos).labels()[0])} classes, batches of 100; the pipeline as by default,")
     say("which is a sweep of three candidates, with one candidate, as the classic one has, and with 24")
     say(f"steps: {', '.join(f'{name} {count}' for name, count in steps_of.items())}; below, each by the step")
     with measuring.own_process() as preparing:  # as in a run, where each task has a process of its own
@@ -113,7 +113,7 @@ def _train_classic(work: Path, out: Path, steps: int, seed: int) -> Cost:
 
     shutil.rmtree(out, ignore_errors=True)
     photos = dataset.read_photos(work / "packed" / INDEX)
-    labels = dataset.labels_of(photos)
+    labels = Photos(photos).labels()[0]
     texts = {
         split: [(classic.text_path(work / "text", photo), labels.index(photo.label)) for photo in photos if photo.split == split]
         for split in dataset.SPLITS

@@ -20,14 +20,14 @@ import numpy as np
 
 from pipeline import checkpoint, dataset, files, images
 from pipeline.console import Report
-from pipeline.dataset import Photo
+from pipeline.dataset import Photo, Photos
 from pipeline.errors import BadImage, UserError
 from pipeline.images import AS_IT_IS
 from pipeline.machine import map_in_threads
 from pipeline.network import Network
 from pipeline.packed import INDEX, PACKED
 from pipeline.tensorflow_v1 import session, tf
-from pipeline.vector_cache import VectorCache, name_of
+from pipeline.vector_cache import VectorCache
 
 CHECKPOINT = "bottlenecks.ckpt"
 
@@ -59,7 +59,7 @@ class Filled:
 
 
 def compute(
-    rows: Sequence[Photo],
+    rows: Photos,
     folder: Path,
     load: Callable[[], Network],
     cache: VectorCache,
@@ -74,39 +74,42 @@ def compute(
     ``drawn`` says how the photo of a row is distorted; ``checked`` hears how many were looked for in the cache, and
     ``report`` then how many there are.
     """
-    unique = list({name_of(row.sha256, row.view): row for row in reversed(rows)}.values())[::-1]
-    missing: list[Photo] = []
+    unique = rows.unique()
     chunks = [unique[start : start + ROWS_PER_CHUNK] for start in range(0, len(unique), ROWS_PER_CHUNK)]
+    found = [np.zeros(0, int)]
     looked_at = 0
     checked(looked_at, len(unique))
-    for chunk, lacking in zip(chunks, map_in_threads(lambda chunk: [row for row in chunk if not _is_cached(row, cache)], chunks)):
-        missing += lacking
+    for chunk, lacking in zip(chunks, map_in_threads(lambda chunk: [not _is_cached(rows[row], cache) for row in chunk], chunks)):
+        found.append(chunk[lacking])
         looked_at += len(chunk)
         checked(looked_at, len(unique))
-    damaged = [row.path for row in missing if os.path.lexists(cache.path(row.sha256, row.view))]
+    missing = np.concatenate(found)
+    damaged = [row.path for row in map(rows.__getitem__, missing) if os.path.lexists(cache.path(row.sha256, row.view))]
     there = len(unique) - len(missing)
     computed = overtaken = 0
     reasons: dict[str, str] = {}
-    if missing:
+    if len(missing):
         network = load()
         report(there, len(unique))
         done = 0
         batches = _in_batches(missing, network.batch)
-        for batch, outcomes in zip(
-            batches, map_in_threads(lambda batch: _compute_batch(batch, folder, network, drawn, cache), batches, network.threads)
-        ):
+
+        def in_batch(batch: np.ndarray) -> list[str | None]:
+            return _compute_batch([rows[row] for row in batch], folder, network, drawn, cache)
+
+        for batch, outcomes in zip(batches, map_in_threads(in_batch, batches, network.threads)):
             for row, problem in zip(batch, outcomes):
                 if problem:
-                    reasons[row.sha256] = problem
+                    reasons[rows[row].sha256] = problem
                 computed += problem == ""
                 overtaken += problem is None
             done += len(batch)
             report(there + done, len(unique))
-    problems = {row.path: reasons[row.sha256] for row in rows if row.sha256 in reasons}
+    problems = {row.path: reasons[row.sha256] for row in rows if row.sha256 in reasons} if reasons else {}
     return Filled(computed, there + overtaken, damaged, problems)
 
 
-def _in_batches(rows: list[Photo], size: int) -> list[list[Photo]]:
+def _in_batches(rows: np.ndarray, size: int) -> list[np.ndarray]:
     stretch = max(PHOTOS_IN_A_STRETCH, size)
     stretches = [rows[start : start + stretch] for start in range(0, len(rows), stretch)]
     random.Random().shuffle(stretches)

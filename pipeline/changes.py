@@ -36,7 +36,7 @@ def write_photos(path: Path, photos: Iterable[Photo]) -> None:
         gzip.GzipFile("", "wb", 1, raw, mtime=0) as packed,  # what it holds is mostly hashes, which no level makes smaller
         io.TextIOWrapper(packed, encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
-        writer = csv.writer(file, lineterminator="\n")
+        writer = files.csv_writer(file)
         writer.writerow(_COLUMNS)
         writer.writerows((photo.path, photo.label, photo.sha256, photo.split) for photo in photos)
 

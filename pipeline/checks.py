@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import files
-from pipeline.dataset import LISTED, Photo, each_photo, readable, shortened
+from pipeline.dataset import LISTED, Photo, Photos, read_photos, readable, shortened
 from pipeline.errors import UserError
 from pipeline.packed import INDEX, Packed
 
@@ -86,7 +86,7 @@ class Before:
         return cls(version, collections.Counter(photo.label for photo in photos), relabelled)
 
 
-def of_photos(photos: Iterable[Photo], skipped: int, before: Before | None, limits: Limits) -> list[Outcome]:
+def of_photos(photos: Photos, skipped: int, before: Before | None, limits: Limits) -> list[Outcome]:
     """The checks that need no vectors.
 
     Args:
@@ -94,14 +94,12 @@ def of_photos(photos: Iterable[Photo], skipped: int, before: Before | None, limi
         skipped: how many files cannot.
         before: what they are compared with, if there is something.
     """
-    classes: collections.Counter[str] = collections.Counter()
-    label_of: dict[str, str] = {}
-    torn: dict[str, None] = {}
-    for photo in photos:
-        classes[photo.label] += 1
-        if label_of.setdefault(photo.sha256, photo.label) != photo.label:
-            torn[photo.sha256] = None
-    outcomes = [_unreadable(skipped, classes.total(), limits.unreadable), _duplicates(len(torn))]
+    labels, label_of = photos.labels()
+    classes = collections.Counter(dict(zip(labels, np.bincount(label_of).tolist())))
+    outcomes = [
+        _unreadable(skipped, classes.total(), limits.unreadable),
+        _duplicates(len({photos[row].sha256 for row in photos.of_several_labels()})),
+    ]
     if before:
         fall, shares = _fall(classes, before, limits.photos_fall), _shares(classes, before, limits.class_share)
         outcomes = [fall, _labels(classes, before), _relabelled(before, limits.relabelled), shares, *outcomes]
@@ -220,13 +218,13 @@ def statistics(packed: Path, vectors: str) -> ClassStatistics:
     What is held is classes × width, however many photos there are.
     """
     matrix = Packed(packed)
-    rows = [(row, photo.label) for row, photo in enumerate(each_photo(packed / INDEX)) if not photo.view]
-    labels = sorted({label for _, label in rows})
-    number_of = {label: number for number, label in enumerate(labels)}
-    places, truth = np.array([row for row, _ in rows]), np.array([number_of[label] for _, label in rows])
+    rows = read_photos(packed / INDEX)
+    places = np.flatnonzero(rows.column("view") == 0)
+    labels, truth = rows.labels()
+    truth = truth[places]
     count = np.bincount(truth, minlength=len(labels))
     sums, squares = (np.zeros((len(labels), matrix.shape[1])) for _ in range(2))
-    for first in range(0, len(rows), ROWS_AT_ONCE):
+    for first in range(0, len(places), ROWS_AT_ONCE):
         chunk = truth[first : first + ROWS_AT_ONCE]
         order = np.argsort(chunk, kind="stable")
         classes, starts = np.unique(chunk[order], return_index=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from pipeline import dataset, files, images
 from pipeline.backbones import Backbone
-from pipeline.dataset import Photo
+from pipeline.dataset import Photo, Photos
 from pipeline.images import AS_IT_IS, NO_DISTORTIONS, Distortions
 from pipeline.vector_cache import VectorCache
 
@@ -51,10 +50,11 @@ class Extraction:
         """The cache below ``folder`` for these vectors."""
         return VectorCache(folder / self.key(backbone), backbone.width, folder / self.views_key(backbone))
 
-    def views_of(self, photos: Sequence[Photo]) -> list[Photo]:
+    def views_of(self, photos: Photos) -> Photos:
         """The distorted views of the photos to train on, a row each."""
-        training = [photo for photo in photos if photo.split == dataset.TRAINING]
-        return [dataclasses.replace(photo, view=view) for view in range(1, self.distorted_views + 1) for photo in training]
+        training = np.flatnonzero(photos.has("split", dataset.TRAINING))
+        views = range(1, self.distorted_views + 1)
+        return Photos(photos[row]._replace(view=view) for view in views for row in training)
 
     def drawn(self, row: Photo) -> np.ndarray:
         """How the photo of a row is distorted, as a Network takes it."""

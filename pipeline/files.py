@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import fcntl
 import hashlib
@@ -16,6 +17,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
+
+
+class _LineFeeds:
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def write(self, line: str) -> int:
+        return self._file.write(f"{line[:-2]}\n")
+
+
+def csv_writer(file: IO[str]) -> Any:
+    """A ``csv.writer`` whose lines end in a line feed, and which quotes what has a line feed or a carriage return in it.
+
+    Before Python 3.13, one that is told ``lineterminator="\\n"`` does not quote the latter, which a reader then takes for an end.
+    """
+    return csv.writer(_LineFeeds(file))
 
 
 def sha256_bytes(data: bytes) -> str:

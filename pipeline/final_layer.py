@@ -150,12 +150,10 @@ class Examples:
 
     @classmethod
     def read(cls, folder: Path) -> Examples:
-        of_rows = [(photo.label, photo.split) for photo in dataset.each_photo(folder / INDEX)]
-        labels = sorted({label for label, _ in of_rows})
-        number_of = {label: number for number, label in enumerate(labels)}
-        truth = np.array([number_of[label] for label, _ in of_rows], np.int32)
-        rows = {wanted: np.array([i for i, (_, split) in enumerate(of_rows) if split == wanted]) for wanted in dataset.SPLITS}
-        return cls(Packed(folder), labels, truth, rows)
+        photos = dataset.read_photos(folder / INDEX)
+        labels, truth = photos.labels()
+        rows = {split: np.flatnonzero(photos.has("split", split)) for split in dataset.SPLITS}
+        return cls(Packed(folder), labels, truth.astype(np.int32), rows)
 
 
 def balanced_weights(truth: np.ndarray, classes: int) -> np.ndarray:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from luigi.task import flatten
 
 from pipeline import backbones, disk, files, history, settings
 from pipeline.artifacts import Artifact
 from pipeline.backbones.catalogue import CATALOGUE
-from pipeline.dataset import Photo, labels_of
+from pipeline.dataset import Photo, Photos
 from pipeline.disk import Need
 from pipeline.vector_cache import name_of
 
@@ -69,26 +71,28 @@ def _outputs(task: Artifact) -> list[Path]:
     return [path for path in task.folder.parent.iterdir() if path.is_dir()] if task.folder.parent.is_dir() else []
 
 
-def rows_and_missing(packed: ComputeBottlenecks, photos: Sequence[Photo]) -> tuple[int, int]:
+def rows_and_missing(packed: ComputeBottlenecks, photos: Photos) -> tuple[int, int]:
     """Rows of the packed matrix, and how many of their vectors are not in the cache, by the names of its files."""
     extraction, model = packed.extraction(), packed.requires()[1]
-    rows = {(photo.sha256, photo.view): None for photo in (*photos, *extraction.views_of(photos))}
-    count = len(photos) + len(extraction.views_of(photos))
+    rows = photos.followed_by(extraction.views_of(photos))
+    unique = rows.unique()
     if not model.complete():
-        return count, len(rows)
+        return len(rows), len(unique)
     cache = extraction.cache(settings.paths().bottleneck_dir, backbones.load(model.folder))
-    there: dict[Path, set[str]] = {}
 
-    def is_there(sha256: str, view: int) -> bool:
-        folder = cache.path(sha256, view).parent
-        if folder not in there:  # 256 folders are listed sooner than a million files are asked for
-            there[folder] = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-        return f"{name_of(sha256, view)}.npy" in there[folder]
+    @functools.lru_cache(maxsize=2)  # photos, and views of them
+    def names_in(folder: Path) -> set[str]:
+        return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
-    return count, sum(not is_there(sha256, view) for sha256, view in rows)
+    def is_there(row: Photo) -> bool:
+        return f"{name_of(row.sha256, row.view)}.npy" in names_in(cache.path(row.sha256, row.view).parent)
+
+    # Folder by folder, 256 of them, which are listed sooner than a million files are asked for.
+    by_hash = unique[np.argsort(rows.contents()[1][unique], kind="stable")]
+    return len(rows), sum(not is_there(rows[row]) for row in by_hash)
 
 
-def needs(classifier: ExportGraph, photos: Sequence[Photo], rows: int, missing: int) -> list[Need]:
+def needs(classifier: ExportGraph, photos: Photos, rows: int, missing: int) -> list[Need]:
     """What the tasks that are not done will write."""
     _, model, packed, trained = classifier.requires()
     paths = settings.paths(classifier.data)
@@ -96,7 +100,7 @@ def needs(classifier: ExportGraph, photos: Sequence[Photo], rows: int, missing: 
     trials = len(trained.learning_rate) * len(trained.weight_decay) * len(trained.label_smoothing)
     checkpoints = trained.max_to_keep or trained.how_many_training_steps // trained.checkpoint_interval
     of_training = disk.training(
-        classes=len(labels_of(photos)), width=width, hidden=trained.hidden_units, candidates=trials, checkpoints=checkpoints
+        classes=len(photos.labels()[0]), width=width, hidden=trained.hidden_units, candidates=trials, checkpoints=checkpoints
     )
     exported = disk.classifier(graph, len(photos))
     found = [] if model.complete() else [Need("the model", paths.model_dir, 3 * graph)]

@@ -267,9 +267,11 @@ def measure_rival(
     """
     manifest = files.read_json(version / files.MANIFEST)
     known = set(manifest["labels"])
-    # A version from before versions kept the list of their photos has none: then none counts as one it learned from.
-    before = {photo.sha256: photo for photo in changes.each_photo(version / changes.PHOTOS)} if (version / changes.PHOTOS).is_file() else {}
     testing = [(row, photo) for row, photo in enumerate(dataset.each_photo(packed / INDEX)) if photo.split == dataset.TESTING]
+    asked_for = {photo.sha256 for _, photo in testing}
+    # A version from before versions kept the list of their photos has none: then none counts as one it learned from.
+    there = changes.each_photo(version / changes.PHOTOS) if (version / changes.PHOTOS).is_file() else ()
+    before = {photo.sha256: photo for photo in there if photo.sha256 in asked_for}
     ours = [labels[number] for number in evaluation.read_logits(training)[dataset.TESTING].argmax(axis=1)]
     learned = [photo.sha256 in before and before[photo.sha256].split != dataset.TESTING for _, photo in testing]
     unknown = [photo.label not in known for _, photo in testing]

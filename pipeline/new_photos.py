@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline import changes, dataset, files, report
+from pipeline import changes, dataset, files, report, scan
 from pipeline.console import Report
-from pipeline.dataset import Photo, readable
+from pipeline.dataset import Photo, Photos, readable
 from pipeline.errors import DataMissing, UserError
 
 if TYPE_CHECKING:
@@ -22,17 +21,18 @@ LEAST = 1e-30
 """A probability that came out as 0 is taken for so much, so that its logarithm is a number."""
 
 
-def labelled(version: Path, images: Path) -> list[Photo]:
+def labelled(version: Path, images: Path) -> Photos:
     """The photos in the class folders of ``images``, those that cannot be used with their problem.
 
     Raises UserError for a class that the classifier in ``version`` does not know, DataMissing where there are no photos.
     """
     with tempfile.TemporaryDirectory() as folder:
-        photos = dataset.scan(images, dataset.Memory(Path(folder) / "scan.csv"))
-    if all(photo.problem for photo in photos):
+        photos = scan.of_folder(images, scan.Memory(Path(folder) / "scan.csv"))
+    fine = photos.has("problem", "")
+    if not fine.any():
         raise DataMissing(f"no photos in the class folders of {readable(str(images))}; put them into a folder for each class there")
     known = files.read_json(version / files.MANIFEST)["labels"]
-    for label in sorted({photo.label for photo in photos if not photo.problem}):
+    for label in photos.where(fine).labels()[0]:
         if label not in known:
             raise UserError(
                 f"{readable(label)!r} is no class of {version.name}; its classes are: {dataset.shortened(known, 20)}; "
@@ -63,7 +63,7 @@ def evaluate(
     progress(0, len(usable))
     for done, (photo, prediction) in enumerate(zip(usable, classifier.predict(images / photo.path for photo in usable)), 1):
         if prediction.problem:
-            skipped.append(dataclasses.replace(photo, problem=prediction.problem))
+            skipped.append(photo._replace(problem=prediction.problem))
         else:
             shares = np.zeros(len(number_of), np.float32)
             for score in prediction.scores:

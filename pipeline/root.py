@@ -31,13 +31,14 @@ from pipeline import (
     forecast,
     luigi_program,
     registry,
+    scan,
     settings,
     sources,
     tables,
 )
 from pipeline.artifacts import Artifact, QuietTask
 from pipeline.console import shown
-from pipeline.dataset import Photo
+from pipeline.dataset import Photos
 from pipeline.errors import UserError
 from pipeline.settings import choices, switch
 from pipeline.tasks import (
@@ -185,12 +186,12 @@ class Export(QuietTask):
             )
         return version
 
-    def look(self) -> list[Photo]:
+    def look(self) -> Photos:
         """The photos as they are now; only what changed is read."""
-        memory = dataset.Memory(settings.paths(self.data).scan(self.data))
+        memory = scan.Memory(settings.paths(self.data).scan(self.data))
         with self.progress("photos read") as report:
             table = self.table
-            return dataset.scan_table(table, memory, report) if table else dataset.scan(self.photos_folder, memory, report)
+            return scan.of_table(table, memory, report) if table else scan.of_folder(self.photos_folder, memory, report)
 
     @cached_property
     def found(self) -> dict[str, Any]:

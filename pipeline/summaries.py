@@ -170,17 +170,16 @@ def write_pictures(
         see: how the network sees a photo.
         seed: of which training photos are shown.
     """
-    rows = list(enumerate(dataset.each_photo(packed / INDEX)))
-    matrix = Packed(packed)
+    rows, matrix = dataset.read_photos(packed / INDEX), Packed(packed)
 
     def measured(split: str, most: int | None = None) -> Measured:
-        numbers = [number for number, row in rows if row.split == split][:most]
-        return Measured([rows[number][1] for number in numbers], matrix[numbers], logits[split][: len(numbers)], labels)
+        numbers = np.flatnonzero(rows.has("split", split))[:most]
+        return Measured([rows[number] for number in numbers], matrix[numbers], logits[split][: len(numbers)], labels)
 
-    training = [row for _, row in rows if row.split == dataset.TRAINING]
+    training = np.flatnonzero(rows.has("split", dataset.TRAINING))
     shown = np.random.default_rng(seed).choice(len(training), min(SHOWN, len(training)), replace=False)
     testing = measured(dataset.TESTING)
-    _write_pages(folder, [training[number] for number in shown], testing, photos, see)
+    _write_pages(folder, [rows[number] for number in training[shown]], testing, photos, see)
     write_projector(folder, [measured(split, PROJECTED // len(logits)) for split in logits], photos)
 
 

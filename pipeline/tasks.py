@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import heapq
 import itertools
 import logging
 import shlex
@@ -26,10 +27,10 @@ from luigi import worker
 from luigi.parameter import ParameterVisibility, UnconsumedParameterWarning
 from luigi.util import inherits, requires
 
-from pipeline import artifacts, backbones, changes, checks, console, dataset, files, images, luigi_program, settings, sources
+from pipeline import artifacts, backbones, changes, checks, console, dataset, files, images, indexing, luigi_program, settings, sources
 from pipeline.artifacts import Artifact, QuietTask
 from pipeline.console import shown
-from pipeline.dataset import Photo
+from pipeline.dataset import Photos
 from pipeline.errors import DataMissing, UserError
 from pipeline.extraction import Extraction
 from pipeline.settings import choice, choices, number, numbers, switch, text, whole_number
@@ -140,13 +141,13 @@ class IndexImages(Artifact):
             console.warn(f"{self.data}: {line}")
         dataset.write_photos(work / INDEX, index.photos)
         dataset.write_skipped(work / SKIPPED, index.skipped)
-        figures = dataset.figures(index)
+        figures = indexing.figures(index)
         splits = ", ".join(f"{count} for {split}" for split, count in figures["splits"].items())
         console.note(f"{self.data}: {len(index.photos)} photos in {len(index.labels)} classes, {splits}")
         return {"data": self.data, **figures}
 
-    def index_of(self, photos: Sequence[Photo]) -> dataset.Index:
-        return dataset.make_index(
+    def index_of(self, photos: Photos) -> indexing.Index:
+        return indexing.make_index(
             photos,
             testing_percentage=self.testing_percentage,
             validation_percentage=self.validation_percentage,
@@ -212,7 +213,7 @@ class CheckPhotos(_Check):
             before = checks.Before.of(self.live_version, changes.each_photo(kept), found.relabelled.count)
             since = {"version": self.live_version, **found.as_json()}
         limits = checks.Limits(self.photos_fall_limit, self.class_share_limit, self.relabelled_limit, self.unreadable_limit)
-        outcomes = checks.of_photos(dataset.each_photo(index), self.requires().output().manifest()["skipped"], before, limits)
+        outcomes = checks.of_photos(dataset.read_photos(index), self.requires().output().manifest()["skipped"], before, limits)
         self.say(outcomes, since)
         return {"data": self.data, "since": since, "checks": [outcome.as_json() for outcome in outcomes]}
 
@@ -316,8 +317,8 @@ class ComputeBottlenecks(_AfterCheck):
         cache = extraction.cache(settings.paths().bottleneck_dir, backbone)
         filled = self._fill(photos, cache, extraction)
         # A photo that failed only now may have been the last of its class in its split: check and split again.
-        found = [dataclasses.replace(photo, split="", problem=filled.problems.get(photo.path, "")) for photo in photos]
-        index = index_task.index_of(sorted(found + skipped, key=dataset.in_order))
+        found = (photo._replace(split="", problem=filled.problems.get(photo.path, "")) for photo in photos)
+        index = index_task.index_of(Photos(heapq.merge(found, skipped, key=dataset.in_order)))
         for line in index.warnings:
             if line not in index_task.output().manifest()["warnings"]:  # these are said already
                 console.warn(f"{self.data}: {line}")
@@ -327,7 +328,7 @@ class ComputeBottlenecks(_AfterCheck):
             raise UserError(f"{dataset.readable(path)}: {problem}; run again")
         dataset.write_skipped(work / SKIPPED, index.skipped)
         with self.progress("rows") as report:
-            bottlenecks.pack([*index.photos, *views], cache, backbone.width, work, report)
+            bottlenecks.pack(index.photos.followed_by(views), cache, backbone.width, work, report)
         return {
             "data": self.data,
             "vectors": {
@@ -338,10 +339,10 @@ class ComputeBottlenecks(_AfterCheck):
             "cached": filled.cached + filled_views.cached,
             "damaged": filled.damaged + filled_views.damaged,
             "views": len(views),
-            **dataset.figures(index),
+            **indexing.figures(index),
         }
 
-    def _fill(self, rows: Sequence[Photo], cache: VectorCache, extraction: Extraction) -> bottlenecks.Filled:
+    def _fill(self, rows: Photos, cache: VectorCache, extraction: Extraction) -> bottlenecks.Filled:
         """Compute what the cache lacks of ``rows``, and say what that came to."""
         from pipeline import bottlenecks, network
 

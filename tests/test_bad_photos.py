@@ -15,10 +15,11 @@ from conftest import Project, make_photos
 from PIL import Image
 from test_images import ORIENTATION, animation, encoded, expected, huge_png, picture, rotated
 
-from pipeline import bottlenecks, dataset, export, files, images, predict
-from pipeline.dataset import Memory
+from pipeline import bottlenecks, dataset, export, files, images, predict, scan
+from pipeline.dataset import Photos
 from pipeline.errors import BadImage
 from pipeline.network import Network, load
+from pipeline.scan import Memory
 from pipeline.tensorflow_v1 import session, tf
 from pipeline.vector_cache import VectorCache
 
@@ -295,9 +296,9 @@ def test_training_and_prediction_refuse_it_for_the_same_reason(
 
 
 def test_what_the_scan_lets_pass_is_refused_by_the_network_or_read(folder: Path, tmp_path: Path, network: Network) -> None:
-    photos = dataset.scan(folder.parent, Memory(tmp_path / "memory.csv"))
+    photos = scan.of_folder(folder.parent, Memory(tmp_path / "memory.csv"))
     good = [photo for photo in photos if not photo.problem]
-    filled = bottlenecks.compute(good, folder.parent, lambda: network, VectorCache(tmp_path / "vectors", 1280))
+    filled = bottlenecks.compute(Photos(good), folder.parent, lambda: network, VectorCache(tmp_path / "vectors", 1280))
     problems = {photo.path: photo.problem for photo in photos if photo.problem} | filled.problems
     assert sorted(problems) == sorted(f"cases/{name}.jpg" for name in REFUSED)
     assert all(problems[f"cases/{name}.jpg"].startswith(reason) for name, (_, reason) in REFUSED.items())
@@ -323,7 +324,7 @@ def test_files_that_cannot_be_read_are_listed(tmp_path: Path, monkeypatch: pytes
     (red / "001.png").rename(red / "gone.png")
     read = images.read_file
     monkeypatch.setattr(images, "read_file", lambda path: (path.unlink(missing_ok=True) if path.stem == "gone" else None) or read(path))
-    photos = dataset.scan(tmp_path / "photos", Memory(tmp_path / "memory.csv"))
+    photos = scan.of_folder(tmp_path / "photos", Memory(tmp_path / "memory.csv"))
     dataset.write_skipped(tmp_path / "skipped.csv", [photo for photo in photos if photo.problem])
     skipped = {photo.path: photo.problem for photo in dataset.read_skipped(tmp_path / "skipped.csv")}
     assert skipped == {

@@ -11,13 +11,13 @@ from benchmarks import classic
 from benchmarks.__main__ import choose, main
 from benchmarks.bottlenecks import Pipeline, count_right, difference
 from benchmarks.measuring import CLASSIC, Cost, contention, take_turns
-from pipeline import dataset
+from pipeline import scan
 from pipeline.dataset import Photo
 
 
 def scanned(folder: Path, per_class: int, **kwargs: int) -> list[Photo]:
     make_photos(folder / "photos", per_class, **kwargs)  # type: ignore[arg-type]
-    return dataset.scan(folder / "photos", dataset.Memory(folder / "memory.csv"))
+    return scan.of_folder(folder / "photos", scan.Memory(folder / "memory.csv"))
 
 
 def test_the_classic_network_gives_the_pipelines_vectors(tmp_path: Path, backbone_folder: Path) -> None:

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from conftest import make_photos
 
-from pipeline import bottlenecks, checkpoint, dataset, files
+from pipeline import bottlenecks, checkpoint, dataset, files, indexing, scan
 from pipeline import packed as packed_module
 from pipeline.backbones import Backbone
 from pipeline.bottlenecks import Statistics
-from pipeline.dataset import Photo
+from pipeline.dataset import Photos
 from pipeline.errors import UserError
 from pipeline.extraction import Extraction
 from pipeline.images import Distortions
@@ -52,17 +52,17 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def photos(folder: Path, tmp_path: Path) -> list[Photo]:
-    scanned = dataset.scan(folder, dataset.Memory(tmp_path / "memory.csv"))
-    return dataset.split(scanned, testing_percentage=10, validation_percentage=10, seed=0)
+def photos(folder: Path, tmp_path: Path) -> Photos:
+    scanned = scan.of_folder(folder, scan.Memory(tmp_path / "memory.csv"))
+    return indexing.split(scanned, testing_percentage=10, validation_percentage=10, seed=0)
 
 
 # --- Filling it --------------------------------------------------------------------------------------------------------
 
 
-def test_each_content_is_computed_once(folder: Path, photos: list[Photo], cache: VectorCache) -> None:
+def test_each_content_is_computed_once(folder: Path, photos: Photos, cache: VectorCache) -> None:
     (folder / "red/copy.png").write_bytes((folder / "red/000.png").read_bytes())
-    twin = replace(next(p for p in photos if p.path == "red/000.png"), path="red/copy.png")
+    twin = next(p for p in photos if p.path == "red/000.png")._replace(path="red/copy.png")
     calls: list[int] = []
     lock = threading.Lock()
 
@@ -71,13 +71,13 @@ def test_each_content_is_computed_once(folder: Path, photos: list[Photo], cache:
             calls.append(1)
         return vector_of(data)
 
-    filled = bottlenecks.compute([*photos, twin], folder, lambda: one_by_one(lambda data, drawn: network(data)), cache)
+    filled = bottlenecks.compute(Photos([*photos, twin]), folder, lambda: one_by_one(lambda data, drawn: network(data)), cache)
     assert (filled.computed, filled.cached, filled.problems) == (60, 0, {})
     assert len(calls) == 60
     assert cache.read(twin.sha256).tobytes() == vector_of((folder / "red/000.png").read_bytes()).tobytes()  # type: ignore[union-attr]
 
 
-def test_only_what_is_missing_or_damaged_is_computed(folder: Path, photos: list[Photo], cache: VectorCache) -> None:
+def test_only_what_is_missing_or_damaged_is_computed(folder: Path, photos: Photos, cache: VectorCache) -> None:
     bottlenecks.compute(photos, folder, lambda: STAND_IN, cache)
     cache.path(photos[3].sha256).write_bytes(b"cut")
     cache.path(photos[4].sha256).unlink()
@@ -92,7 +92,7 @@ def test_only_what_is_missing_or_damaged_is_computed(folder: Path, photos: list[
     assert all(cache.read(photo.sha256) is not None for photo in photos)
 
 
-def test_the_network_is_not_loaded_where_nothing_is_missing(folder: Path, photos: list[Photo], cache: VectorCache) -> None:
+def test_the_network_is_not_loaded_where_nothing_is_missing(folder: Path, photos: Photos, cache: VectorCache) -> None:
     bottlenecks.compute(photos, folder, lambda: STAND_IN, cache)
 
     def load() -> Network:
@@ -101,7 +101,7 @@ def test_the_network_is_not_loaded_where_nothing_is_missing(folder: Path, photos
     assert bottlenecks.compute(photos, folder, load, cache).cached == 60
 
 
-def test_a_photo_that_fails_is_named_with_its_reason_and_the_others_go_on(folder: Path, photos: list[Photo], cache: VectorCache) -> None:
+def test_a_photo_that_fails_is_named_with_its_reason_and_the_others_go_on(folder: Path, photos: Photos, cache: VectorCache) -> None:
     (folder / "blue/001.png").write_bytes((folder / "blue/002.png").read_bytes())
     (folder / "blue/003.png").unlink()
     refused = (folder / "blue/005.png").read_bytes()
@@ -123,7 +123,7 @@ def test_a_photo_that_fails_is_named_with_its_reason_and_the_others_go_on(folder
     assert filled.computed == 56
 
 
-def test_a_folder_or_a_pipe_in_a_vectors_place_makes_room_for_it(folder: Path, photos: list[Photo], cache: VectorCache) -> None:
+def test_a_folder_or_a_pipe_in_a_vectors_place_makes_room_for_it(folder: Path, photos: Photos, cache: VectorCache) -> None:
     (cache.path(photos[0].sha256) / "inside").mkdir(parents=True)
     cache.path(photos[1].sha256).parent.mkdir(parents=True, exist_ok=True)
     os.mkfifo(cache.path(photos[1].sha256))
@@ -132,7 +132,7 @@ def test_a_folder_or_a_pipe_in_a_vectors_place_makes_room_for_it(folder: Path, p
     assert all(cache.read(photo.sha256) is not None for photo in photos)
 
 
-def test_two_runs_on_one_cache_end_in_whole_files(folder: Path, photos: list[Photo], cache: VectorCache) -> None:
+def test_two_runs_on_one_cache_end_in_whole_files(folder: Path, photos: Photos, cache: VectorCache) -> None:
     threads = [threading.Thread(target=bottlenecks.compute, args=(photos, folder, lambda: STAND_IN, cache)) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -142,7 +142,7 @@ def test_two_runs_on_one_cache_end_in_whole_files(folder: Path, photos: list[Pho
     assert not list(cache.path("").parent.rglob("*.tmp"))
 
 
-def test_what_another_run_has_computed_meanwhile_is_not_computed_again(folder: Path, photos: list[Photo], cache: VectorCache) -> None:
+def test_what_another_run_has_computed_meanwhile_is_not_computed_again(folder: Path, photos: Photos, cache: VectorCache) -> None:
     calls: list[bytes] = []
 
     def overtaken(data: bytes, drawn: np.ndarray) -> np.ndarray:
@@ -161,7 +161,7 @@ def test_what_another_run_has_computed_meanwhile_is_not_computed_again(folder: P
 DISTORTED = Extraction(distorted_views=2, distortions=Distortions(flip_left_right=True, random_crop=20, random_brightness=10), seed=3)
 
 
-def test_views_are_rows_of_the_training_photos_and_computed_once(folder: Path, photos: list[Photo], tmp_path: Path) -> None:
+def test_views_are_rows_of_the_training_photos_and_computed_once(folder: Path, photos: Photos, tmp_path: Path) -> None:
     views = DISTORTED.views_of(photos)
     training = [photo.path for photo in photos if photo.split == dataset.TRAINING]
     assert [(row.path, row.view) for row in views] == [(path, view) for view in (1, 2) for path in training]
@@ -173,10 +173,10 @@ def test_views_are_rows_of_the_training_photos_and_computed_once(folder: Path, p
         return vector_of(data + drawn.tobytes())
 
     rows = [*photos, *views]
-    bottlenecks.compute(rows, folder, lambda: one_by_one(network), cache, drawn=DISTORTED.drawn)
+    bottlenecks.compute(Photos(rows), folder, lambda: one_by_one(network), cache, drawn=DISTORTED.drawn)
     assert len(seen) == len(rows)
     assert sorted(seen.values()) == [0] * len(photos) + [7] * len(views)
-    again = bottlenecks.compute(rows, folder, lambda: one_by_one(network), cache, drawn=DISTORTED.drawn)
+    again = bottlenecks.compute(Photos(rows), folder, lambda: one_by_one(network), cache, drawn=DISTORTED.drawn)
     assert (again.computed, again.cached) == (0, len(rows))
     bottlenecks.pack(rows, cache, WIDTH, tmp_path)
     data = (folder / views[5].path).read_bytes()
@@ -184,11 +184,11 @@ def test_views_are_rows_of_the_training_photos_and_computed_once(folder: Path, p
     assert row.tobytes() == vector_of(data + DISTORTED.drawn(views[5]).tobytes()).tobytes()
 
 
-def test_a_view_depends_on_photo_number_and_seed_alone(photos: list[Photo]) -> None:
+def test_a_view_depends_on_photo_number_and_seed_alone(photos: Photos) -> None:
     views = DISTORTED.views_of(photos)
-    moved = replace(views[0], path="elsewhere/1.png", label="other", split="testing")
+    moved = views[0]._replace(path="elsewhere/1.png", label="other", split="testing")
     assert DISTORTED.drawn(moved).tobytes() == DISTORTED.drawn(views[0]).tobytes()
-    others = [replace(views[0], view=2), replace(views[0], sha256="00" * 32)]
+    others = [views[0]._replace(view=2), views[0]._replace(sha256="00" * 32)]
     assert len({DISTORTED.drawn(row).tobytes() for row in [views[0], *others]}) == 3
     assert replace(DISTORTED, seed=4).drawn(views[0]).tobytes() != DISTORTED.drawn(views[0]).tobytes()
 
@@ -217,14 +217,14 @@ def test_the_key_of_vectors_covers_all_that_decides_their_numbers() -> None:
 
 
 @pytest.fixture
-def filled(photos: list[Photo], folder: Path, cache: VectorCache, monkeypatch: pytest.MonkeyPatch) -> VectorCache:
+def filled(photos: Photos, folder: Path, cache: VectorCache, monkeypatch: pytest.MonkeyPatch) -> VectorCache:
     monkeypatch.setattr(bottlenecks, "ROWS_PER_CHUNK", 7)
     monkeypatch.setattr(bottlenecks, "CHUNKS_PER_CHECKPOINT", 2)
     bottlenecks.compute(photos, folder, lambda: STAND_IN, cache)
     return cache
 
 
-def test_rows_are_in_the_order_of_the_index(photos: list[Photo], filled: VectorCache, tmp_path: Path) -> None:
+def test_rows_are_in_the_order_of_the_index(photos: Photos, filled: VectorCache, tmp_path: Path) -> None:
     statistics = bottlenecks.pack(photos, filled, WIDTH, tmp_path)
     matrix = Packed(tmp_path)[np.arange(60)]
     assert [row.tobytes() for row in matrix] == [filled.read(p.sha256).tobytes() for p in photos]  # type: ignore[union-attr]
@@ -244,7 +244,7 @@ def files_of(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("rows_before_the_kill", [5, 15, 30, 59])
 def test_a_killed_pack_goes_on_and_ends_in_the_same_bytes(
-    photos: list[Photo], filled: VectorCache, tmp_path: Path, rows_before_the_kill: int
+    photos: Photos, filled: VectorCache, tmp_path: Path, rows_before_the_kill: int
 ) -> None:
     bottlenecks.pack(photos, filled, WIDTH, tmp_path / "whole")
     killed = tmp_path / "killed"
@@ -262,14 +262,14 @@ def test_a_killed_pack_goes_on_and_ends_in_the_same_bytes(
     assert seen[0] <= saved + 7
 
 
-def test_a_pack_of_other_photos_starts_over(photos: list[Photo], filled: VectorCache, tmp_path: Path) -> None:
+def test_a_pack_of_other_photos_starts_over(photos: Photos, filled: VectorCache, tmp_path: Path) -> None:
     bottlenecks.pack(photos, filled, WIDTH, tmp_path)
     bottlenecks.pack(photos[1:], filled, WIDTH, tmp_path)
     assert len(Packed(tmp_path)) == 59
     assert Packed(tmp_path)[np.array([0])].tobytes() == filled.read(photos[1].sha256).tobytes()  # type: ignore[union-attr]
 
 
-def test_rows_that_never_reached_the_disk_are_packed_again(photos: list[Photo], filled: VectorCache, tmp_path: Path) -> None:
+def test_rows_that_never_reached_the_disk_are_packed_again(photos: Photos, filled: VectorCache, tmp_path: Path) -> None:
     bottlenecks.pack(photos, filled, WIDTH, tmp_path)
     whole = files_of(tmp_path)
     packed = tmp_path / PACKED
@@ -278,13 +278,13 @@ def test_rows_that_never_reached_the_disk_are_packed_again(photos: list[Photo], 
     assert files_of(tmp_path) == whole
 
 
-def test_a_vector_that_went_away_meanwhile_is_named(photos: list[Photo], filled: VectorCache, tmp_path: Path) -> None:
+def test_a_vector_that_went_away_meanwhile_is_named(photos: Photos, filled: VectorCache, tmp_path: Path) -> None:
     filled.path(photos[9].sha256).unlink()
     with pytest.raises(UserError, match="went away or was altered during the run; run again"):
         bottlenecks.pack(photos, filled, WIDTH, tmp_path)
 
 
-def test_its_checkpoint_comes_back_in_plain_tensorflow(photos: list[Photo], filled: VectorCache, tmp_path: Path) -> None:
+def test_its_checkpoint_comes_back_in_plain_tensorflow(photos: Photos, filled: VectorCache, tmp_path: Path) -> None:
     bottlenecks.pack(photos, filled, WIDTH, tmp_path / "here")
     (tmp_path / "here").rename(tmp_path / "there")
     latest = tf.train.latest_checkpoint(str(tmp_path / "there"))
@@ -301,9 +301,7 @@ def test_statistics_lose_no_digits_over_a_large_mean() -> None:
     np.testing.assert_allclose(statistics.squares / 1000, rows.var(axis=0), rtol=1e-9)
 
 
-def test_packed_rows_are_read_in_any_order(
-    photos: list[Photo], filled: VectorCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_packed_rows_are_read_in_any_order(photos: Photos, filled: VectorCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bottlenecks.pack(photos, filled, WIDTH, tmp_path)
     monkeypatch.setattr(packed_module, "ROWS_AT_ONCE", 7)
     packed, whole = Packed(tmp_path), np.load(tmp_path / PACKED)

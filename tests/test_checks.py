@@ -10,7 +10,7 @@ from conftest import Project
 
 from pipeline import checks, dataset, files
 from pipeline.checks import Before, Limits
-from pipeline.dataset import Photo
+from pipeline.dataset import Photo, Photos
 from pipeline.errors import UserError
 from pipeline.packed import INDEX, PACKED
 
@@ -18,11 +18,15 @@ LIMITS = Limits(photos_fall=50, class_share=10, relabelled=10, unreadable=20)
 
 
 def photos(**classes: int) -> list[Photo]:
-    return [Photo(f"{label}/{number}", label, f"{label}{number}") for label, count in classes.items() for number in range(count)]
+    return [
+        Photo(f"{label}/{number}", label, files.sha256_bytes(f"{label}{number}".encode()))
+        for label, count in classes.items()
+        for number in range(count)
+    ]
 
 
 def found(now: list[Photo], before: list[Photo], skipped: int = 0, relabelled: int = 0) -> dict[str, checks.Outcome]:
-    return {one.check: one for one in checks.of_photos(now, skipped, Before.of("0007-ab", before, relabelled), LIMITS)}
+    return {one.check: one for one in checks.of_photos(Photos(now), skipped, Before.of("0007-ab", before, relabelled), LIMITS)}
 
 
 def test_what_is_fine_says_value_and_limit() -> None:
@@ -46,7 +50,7 @@ def test_what_is_fine_says_value_and_limit() -> None:
         ("shares", photos(a=80, b=50), "at most 11.5 points (a, 50.0 to 61.5 %; limit 10); look whether a batch"),
         (
             "duplicates",
-            [*photos(a=50, b=50), Photo("b/again", "b", "a7"), Photo("b/twice", "b", "a7")],
+            [*photos(a=50, b=50), *(photos(a=8)[7]._replace(path=path, label="b") for path in ("b/again", "b/twice"))],
             "photos under more than one label: 1 (limit: none); keep each",
         ),
     ],
@@ -67,7 +71,7 @@ def test_folders_that_were_mixed_up_are_noticed() -> None:
 
 
 def test_without_a_live_version_only_the_photos_themselves_are_checked() -> None:
-    assert [one.check for one in checks.of_photos(photos(a=5), 0, None, LIMITS)] == ["unreadable", "duplicates"]
+    assert [one.check for one in checks.of_photos(Photos(photos(a=5)), 0, None, LIMITS)] == ["unreadable", "duplicates"]
 
 
 def test_only_what_is_to_stop_a_run_does() -> None:
@@ -85,7 +89,7 @@ def test_only_what_is_to_stop_a_run_does() -> None:
 def packed(folder: Path, vectors: np.ndarray, labels: list[str], views: int = 0) -> checks.ClassStatistics:
     """Statistics of vectors; the last ``views`` are distorted views."""
     folder.mkdir(parents=True)
-    rows = [Photo(f"{n}", label, f"{n}", view=int(n >= len(labels) - views)) for n, label in enumerate(labels)]
+    rows = [Photo(f"{n}", label, view=int(n >= len(labels) - views)) for n, label in enumerate(labels)]
     dataset.write_photos(folder / INDEX, rows)
     np.save(folder / PACKED, vectors.astype("<f4"))
     return checks.statistics(folder, "net")

@@ -16,7 +16,7 @@ import pytest
 from conftest import make_photos
 from PIL import Image
 
-from pipeline import backbones, bottlenecks, checkpoint, dataset, export, files, final_layer, network
+from pipeline import backbones, bottlenecks, checkpoint, dataset, export, files, final_layer, indexing, network, scan
 from pipeline.errors import UserError
 from pipeline.export import tflite
 from pipeline.export.agreement import Tolerance
@@ -31,8 +31,8 @@ class Trained:
         self.average = average
         self.photos, self.packed, self.layer, self.backbone = root / "photos", root / "packed", root / "layer", backbone
         make_photos(self.photos, 8, ("blue", "red"))
-        scanned = dataset.scan(self.photos, dataset.Memory(root / "memory.csv"))
-        rows = dataset.split(scanned, testing_percentage=25, validation_percentage=25, seed=0)
+        scanned = scan.of_folder(self.photos, scan.Memory(root / "memory.csv"))
+        rows = indexing.split(scanned, testing_percentage=25, validation_percentage=25, seed=0)
         cache = VectorCache(root / "vectors", 1280)
         bottlenecks.compute(rows, self.photos, lambda: network.load(backbone, average=average), cache)
         bottlenecks.pack(rows, cache, 1280, self.packed)

@@ -6,7 +6,7 @@ import numpy as np
 from conftest import make_photos
 
 from benchmarks import features
-from pipeline import backbones, dataset, network
+from pipeline import backbones, dataset, indexing, network, scan
 
 
 def test_rooted_rows_are_as_long_as_each_other() -> None:
@@ -26,8 +26,7 @@ def test_parts_are_joined_at_one_scale_that_the_training_rows_say() -> None:
 
 def test_tensors_of_a_network_and_what_a_head_names_by_them(tmp_path: Path) -> None:
     make_photos(tmp_path / "photos", 20, size=48)
-    scanned = dataset.scan(tmp_path / "photos", dataset.Memory(tmp_path / "memory.csv"))
-    photos = sorted(scanned, key=dataset.in_order)
+    photos = scan.of_folder(tmp_path / "photos", scan.Memory(tmp_path / "memory.csv"))
     tensors = (backbones.BOTTLENECK, *features.EARLIER)
     vectors, *earlier = features.features(photos, tmp_path / "photos", features.LITE0, tensors, tmp_path)
     alone = network.load(tmp_path / features.LITE0)((tmp_path / "photos" / photos[7].path).read_bytes())
@@ -36,7 +35,7 @@ def test_tensors_of_a_network_and_what_a_head_names_by_them(tmp_path: Path) -> N
     named = features._named(photos, [[vectors, *earlier], [vectors]], 0, tmp_path)
     testing = {
         (0, photo.path)
-        for photo in dataset.split(photos, testing_percentage=10, validation_percentage=10, seed=0)
+        for photo in indexing.split(photos, testing_percentage=10, validation_percentage=10, seed=0)
         if photo.split == dataset.TESTING
     }
     assert named == dict.fromkeys(testing, True)

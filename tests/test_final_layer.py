@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import batches, bottlenecks, checkpoint, dataset, evaluation, final_layer, heads
-from pipeline.dataset import Photo
+from pipeline import batches, bottlenecks, checkpoint, dataset, evaluation, final_layer, heads, indexing
+from pipeline.dataset import Photo, Photos
 from pipeline.errors import UserError
 from pipeline.heads import Shape
 from pipeline.packed import INDEX, Packed
@@ -37,10 +37,10 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labels = [f"class {i % CLASSES}" for i in range(COUNT)]
     centres = rng.normal(size=(CLASSES, WIDTH))
     cache = VectorCache(folder / "vectors", WIDTH)
-    photos = [Photo(f"{label}/{i:03d}.jpg", label, sha256=f"{i:064x}", bytes=1) for i, label in enumerate(labels)]
+    photos = [Photo(f"{label}/{i:03d}.jpg", label, sha256=f"{i + 1:064x}", bytes=1) for i, label in enumerate(labels)]
     for i, photo in enumerate(photos):
         cache.write((5 + centres[i % CLASSES] + rng.normal(size=WIDTH)).astype(np.float32), photo.sha256)
-    photos = dataset.split(sorted(photos, key=lambda p: p.path), testing_percentage=20, validation_percentage=20, seed=0)
+    photos = indexing.split(Photos(sorted(photos, key=dataset.in_order)), testing_percentage=20, validation_percentage=20, seed=0)
     bottlenecks.pack(photos, cache, WIDTH, folder)
     return folder
 
@@ -53,7 +53,7 @@ def tensors(folder: Path) -> dict[str, bytes]:
 def splits(packed: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Vectors and label ids by split."""
     matrix, photos = Packed(packed), dataset.read_photos(packed / INDEX)
-    labels = dataset.labels_of(photos)
+    labels = photos.labels()[0]
     result = {}
     for split in dataset.SPLITS:
         rows = [i for i, photo in enumerate(photos) if photo.split == split]

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from conftest import Project, make_photos
 
-from pipeline import dataset, predict
+from pipeline import predict, scan
 from pipeline.errors import UserError
 
 
 def test_photos_are_named_by_their_label_in_order(finished: Project, tmp_path: Path) -> None:
     make_photos(tmp_path, 4)
-    paths = dataset.photos_in([str(tmp_path)])
+    paths = scan.photos_in([str(tmp_path)])
     predictions = list(predict.load(finished.live("colours")).predict(paths))
     assert [prediction.path for prediction in predictions] == paths
     assert [prediction.scores[0].label for prediction in predictions] == [path.parent.name for path in paths]
@@ -49,7 +49,7 @@ def test_a_photo_gets_the_same_numbers_among_any_others(finished: Project, tmp_p
     make_photos(tmp_path, 3)
     (tmp_path / "red/empty.png").write_bytes(b"")
     (tmp_path / "red/hole.png").write_bytes((tmp_path / "red/000.png").read_bytes()[:60] + b"IEND")  # its header is whole
-    paths = dataset.photos_in([str(tmp_path)])
+    paths = scan.photos_in([str(tmp_path)])
     classifier = predict.load(finished.live("colours"))
     together = list(classifier.predict(paths))
     assert [prediction.path.name for prediction in together if prediction.problem] == ["empty.png", "hole.png"]

@@ -21,7 +21,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from pipeline import dataset, evaluation, files, report
-from pipeline.dataset import Photo
+from pipeline.dataset import Photo, Photos
 from pipeline.packed import INDEX, PACKED
 from pipeline.report import charts, page
 
@@ -46,7 +46,7 @@ def make_report(root: Path, labels: list[str], counts: tuple[int, int, int], *, 
         ),
         key=lambda photo: photo.path,
     )
-    names = dataset.labels_of(photos)
+    names = Photos(photos).labels()[0]
     truth = np.array([names.index(photo.label) for photo in photos])
     packed, training, classifier, out = (root / name for name in ("packed", "training", "classifier", "report"))
     for folder in (packed, training, classifier, out, root / "lite"):

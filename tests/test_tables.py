@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import Project, make_photos
 
-from pipeline import dataset, sources
-from pipeline.dataset import Memory, Photo
+from pipeline import dataset, indexing, scan, sources
+from pipeline.dataset import Photos
 from pipeline.errors import UserError
 from pipeline.tables import Row, Table, parse_rule
 
@@ -111,8 +111,8 @@ def test_what_is_no_rule(rule: str) -> None:
 # --- The scan -------------------------------------------------------------------------------------------------------
 
 
-def scan(named: Table, memory: Path) -> list[Photo]:
-    return dataset.scan_table(named, Memory(memory))
+def look(named: Table, memory: Path) -> Photos:
+    return scan.of_table(named, scan.Memory(memory))
 
 
 def test_a_scan_takes_what_the_table_names_from_its_folder(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_scan_takes_what_the_table_names_from_its_folder(tmp_path: Path) -> No
     make_photos(tmp_path, 1, ("absolute",))
     (tmp_path / "set/deep/page.html").write_text("<html>")
     lines = ["../../absolute/000.png,b", "x/001.png,a", f"{tmp_path}/absolute/000.png,a", "x/000.png,b", "x/9.png,a", "page.html,a", "x,a"]
-    found = scan(table(tmp_path / "set/deep", "\n".join([*lines, "x/002.png,"])), tmp_path / "memory.csv")
+    found = look(table(tmp_path / "set/deep", "\n".join([*lines, "x/002.png,"])), tmp_path / "memory.csv")
     assert [(photo.path, photo.label, photo.problem) for photo in found] == [
         ("../../absolute/000.png", "b", ""),
         (f"{tmp_path}/absolute/000.png", "a", ""),
@@ -135,26 +135,26 @@ def test_a_scan_takes_what_the_table_names_from_its_folder(tmp_path: Path) -> No
 
 def test_another_label_opens_no_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_photos(tmp_path / "set", 3, ("x",))
-    monkeypatch.setattr(dataset, "_RACY_NS", -(10**12))  # as if the photos had been lying there for long
-    before = scan(table(tmp_path / "set", "x/000.png,a\nx/001.png,b\nx/001.png,a\n"), tmp_path / "memory.csv")
-    original = dataset._read
-    monkeypatch.setattr(dataset, "_read", lambda *_: pytest.fail("a photo was opened"))
-    again = scan(table(tmp_path / "set", "x/001.png,a\nx/000.png,a\nx/001.png,b\n"), tmp_path / "memory.csv")
+    monkeypatch.setattr(scan, "_RACY_NS", -(10**12))  # as if the photos had been lying there for long
+    before = look(table(tmp_path / "set", "x/000.png,a\nx/001.png,b\nx/001.png,a\n"), tmp_path / "memory.csv")
+    original = scan._read
+    monkeypatch.setattr(scan, "_read", lambda *_: pytest.fail("a photo was opened"))
+    again = look(table(tmp_path / "set", "x/001.png,a\nx/000.png,a\nx/001.png,b\n"), tmp_path / "memory.csv")
     assert again == before
     assert dataset.fingerprint(again) == dataset.fingerprint(before)
-    changed = scan(table(tmp_path / "set", "x/000.png,b\nx/001.png,b\n"), tmp_path / "memory.csv")
+    changed = look(table(tmp_path / "set", "x/000.png,b\nx/001.png,b\n"), tmp_path / "memory.csv")
     assert [photo.label for photo in changed] == ["b", "b"]
     assert dataset.fingerprint(changed) != dataset.fingerprint(before)
-    monkeypatch.setattr(dataset, "_read", original)
+    monkeypatch.setattr(scan, "_read", original)
     # What a table says is not remembered: folders may name the photos next.
-    assert {photo.label for photo in dataset.scan(tmp_path / "set", Memory(tmp_path / "memory.csv")) if "001" in photo.path} == {"x"}
+    assert {photo.label for photo in scan.of_folder(tmp_path / "set", scan.Memory(tmp_path / "memory.csv")) if "001" in photo.path} == {"x"}
 
 
 def test_a_file_named_under_two_labels_is_said(tmp_path: Path) -> None:
     make_photos(tmp_path, 30, ("x", "y"))
     lines = [f"{label}/{i:03d}.png,{label}" for label in "xy" for i in range(30)]
-    found = scan(table(tmp_path, "\n".join([*lines, "x/000.png,y", "x/001.png,x"])), tmp_path / "memory.csv")
-    index = dataset.make_index(found, testing_percentage=10, validation_percentage=10, seed=0, unreadable_limit=20)
+    found = look(table(tmp_path, "\n".join([*lines, "x/000.png,y", "x/001.png,x"])), tmp_path / "memory.csv")
+    index = indexing.make_index(found, testing_percentage=10, validation_percentage=10, seed=0, unreadable_limit=20)
     assert index.warnings == ["exact duplicates under more than one label: 1 (x/000.png as x and x/000.png as y)"]
     assert len({photo.split for photo in index.photos if photo.path == "x/000.png"}) == 1
 
@@ -163,7 +163,7 @@ def test_names_that_are_not_utf8_are_found(tmp_path: Path) -> None:
     make_photos(tmp_path, 1, ("x",))
     name = os.fsdecode(b"caf\xe9.png")
     (tmp_path / "x/000.png").rename(tmp_path / name)
-    (photo,) = scan(table(tmp_path, f"{name},a\n"), tmp_path / "memory.csv")
+    (photo,) = look(table(tmp_path, f"{name},a\n"), tmp_path / "memory.csv")
     assert (photo.path, photo.problem) == (name, "")
 
 

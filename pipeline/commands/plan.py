@@ -11,7 +11,7 @@ from pipeline.console import shown
 from pipeline.errors import DataMissing
 
 if TYPE_CHECKING:
-    from pipeline.dataset import Index
+    from pipeline.indexing import Index
     from pipeline.root import Export
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import io
 import json
 import os
@@ -13,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import console, dataset
+from pipeline import console, files, scan
 from pipeline.commands import FAILED, Verbs
 from pipeline.commands.models import backbone, describes_model
 from pipeline.console import shown
@@ -154,7 +153,7 @@ def _name_photos(options: argparse.Namespace, load: Callable[[], Classifier]) ->
     if not 0 <= options.threshold <= 1:
         raise UserError(f"--threshold = {options.threshold:g}: a probability from 0 to 1 is allowed")
     listed = _read_list() if LIST in options.photos else []
-    paths = dataset.photos_in([name for name in options.photos if name != LIST], listed=listed)
+    paths = scan.photos_in([name for name in options.photos if name != LIST], listed=listed)
     classifier = load()
     top_k, write = min(options.top_k, len(classifier.labels)), FORMATS[options.format]
     failed = 0
@@ -208,8 +207,8 @@ def _say_header(top_k: int) -> None:
 
 def _say_cells(*cells: str) -> None:
     line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(cells)
-    console.say(line.getvalue())
+    files.csv_writer(line).writerow(cells)
+    console.say(line.getvalue().removesuffix("\n"))
 
 
 def _jsonl(prediction: Prediction, scores: Sequence[Score], top_k: int) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline import bottlenecks, dataset, evaluation, fresh_process
 from pipeline.console import Report
-from pipeline.dataset import Photo, readable
+from pipeline.dataset import Photo, Photos, readable
 from pipeline.errors import BadImage, UserError
 from pipeline.machine import map_in_threads, usable_cores
 from pipeline.network import Network
@@ -80,7 +80,7 @@ class TestSplit:
     __test__ = False  # not one of pytest's
 
     folder: Path
-    photos: list[Photo]
+    photos: Sequence[Photo]
     labels: list[str]
     logits: np.ndarray
 
@@ -88,7 +88,7 @@ class TestSplit:
     def read(cls, packed: Path, training: Path, folder: Path) -> TestSplit:
         """From the outputs of the tasks before, without reading more of them than is needed at a time."""
         labels: set[str] = set()
-        photos: list[Photo] = []
+        photos = Photos()
         for photo in dataset.each_photo(packed / INDEX):
             labels.add(photo.label)
             if photo.split == dataset.TESTING:

@@ -11,7 +11,6 @@ misclassified.csv     suspected_labels.csv  near_duplicates.csv  skipped.csv    
 
 from __future__ import annotations
 
-import csv
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,34 +69,31 @@ def of_training(
 
     Returns what the manifest says: ``drawn``, the ``temperature``, and the figures in short (``evaluation``).
     """
-    rows, matrix = list(enumerate(dataset.each_photo(packed / INDEX))), Packed(packed)
-    rows = [(row, photo) for row, photo in rows if not photo.view]
-    labels = dataset.labels_of(photo for _, photo in rows)
-    number_of = {label: number for number, label in enumerate(labels)}
-    truth = np.array([number_of[photo.label] for _, photo in rows])
-    splits = {split: np.array([row for row, photo in rows if photo.split == split]) for split in dataset.SPLITS}
+    rows, matrix = dataset.read_photos(packed / INDEX), Packed(packed)
+    rows = rows.where(rows.column("view") == 0)  # the first of the matrix
+    labels, truth = rows.labels()
+    splits = {split: np.flatnonzero(rows.has("split", split)) for split in dataset.SPLITS}
     logits = evaluation.read_logits(training)
     temperature = evaluation.fit_temperature(logits[dataset.VALIDATION], truth[splits[dataset.VALIDATION]])
     everything = np.arange(len(rows))
     mean, _ = second_look.centre(matrix, everything)
     twins = second_look.twins(matrix, [splits[split] for split in dataset.SPLITS], mean)
     suspects = second_look.suspects(matrix, everything, truth, len(labels))
-    named = [photo for _, photo in rows]
     findings = Findings(
         data=origin.data,
         measured_on="test",
         photos_folder=photos,
-        measured=[named[row] for row in splits[dataset.TESTING]],
+        measured=[rows[row] for row in splits[dataset.TESTING]],
         logits=logits[dataset.TESTING],
         truth=truth[splits[dataset.TESTING]],
         evaluation=evaluation.evaluate(logits[dataset.TESTING], truth[splits[dataset.TESTING]], labels, temperature),
-        all_photos=named,
+        all_photos=rows,
         suspects=[
-            Suspected(named[one.row], labels[one.suggested], one.suggested_probability, one.label_probability) for one in suspects.found
+            Suspected(rows[one.row], labels[one.suggested], one.suggested_probability, one.label_probability) for one in suspects.found
         ],
         checked=suspects.checked,
         by_cross_validation=True,
-        twins=[TwinPhotos(named[twin.row], named[twin.twin], twin.cosine) for twin in twins.found],
+        twins=[TwinPhotos(rows[twin.row], rows[twin.twin], twin.cosine) for twin in twins.found],
         compared=(twins.compared, twins.count),
         skipped=dataset.read_skipped(packed / SKIPPED),
         drawn=origin.drawn,
@@ -220,4 +216,4 @@ def _write_tables(folder: Path, findings: Findings, figures: dict[str, Any]) -> 
 
 def _write_csv(path: Path, heading: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     with files.open_atomic(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([heading, *rows])
+        files.csv_writer(file).writerows([heading, *rows])
