@@ -69,13 +69,13 @@ def test_a_photo_that_cannot_be_read_shows_in_the_exit_code(finished: Project, t
 
 def test_a_table_has_a_row_for_each_photo_also_for_a_bad_one(finished: Project, tmp_path: Path) -> None:
     make_photos(tmp_path, 1, ("red", "blue"))
-    (tmp_path / "a, b.jpg").write_text("<html>")
+    (tmp_path / "a,\nb.jpg").write_text("<html>")
     done = finished.pipeline("predict", "colours", "--format", "csv", "--top-k", "2", f"{tmp_path}/a*.jpg", str(tmp_path / "red"), "-")
     assert (done.returncode, done.stderr) == (30, "error: 1 of 2 photos could not be read\n")
     bad, red = csv.DictReader(io.StringIO(done.stdout))
     assert bad == {
         **dict.fromkeys(["label_1", "probability_1", "label_2", "probability_2"], ""),
-        "path": f"{tmp_path}/a, b.jpg",
+        "path": f"{tmp_path}/a,\nb.jpg",
         "error": "not an image that is read here (an HTML page)",
     }
     assert (red["path"], red["label_1"], red["error"]) == (f"{tmp_path}/red/000.png", "red", "")
