@@ -113,7 +113,7 @@ def _train_classic(work: Path, out: Path, steps: int, seed: int) -> Cost:
 
     shutil.rmtree(out, ignore_errors=True)
     photos = dataset.read_photos(work / "packed" / INDEX)
-    labels = Photos(photos).labels()[0]
+    labels = photos.labels()[0]
     texts = {
         split: [(classic.text_path(work / "text", photo), labels.index(photo.label)) for photo in photos if photo.split == split]
         for split in dataset.SPLITS

@@ -74,7 +74,7 @@ def compute(
     ``drawn`` says how the photo of a row is distorted; ``checked`` hears how many were looked for in the cache, and
     ``report`` then how many there are.
     """
-    unique = rows.unique()
+    unique = np.sort(rows.unique())
     chunks = [unique[start : start + ROWS_PER_CHUNK] for start in range(0, len(unique), ROWS_PER_CHUNK)]
     found = [np.zeros(0, int)]
     looked_at = 0

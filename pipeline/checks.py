@@ -94,8 +94,7 @@ def of_photos(photos: Photos, skipped: int, before: Before | None, limits: Limit
         skipped: how many files cannot.
         before: what they are compared with, if there is something.
     """
-    labels, label_of = photos.labels()
-    classes = collections.Counter(dict(zip(labels, np.bincount(label_of).tolist())))
+    classes = collections.Counter(photos.counts())
     outcomes = [
         _unreadable(skipped, classes.total(), limits.unreadable),
         _duplicates(len({photos[row].sha256 for row in photos.of_several_labels()})),

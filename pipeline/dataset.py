@@ -163,11 +163,11 @@ class Photos(Sequence[Photo]):
         return first, which
 
     def unique(self) -> np.ndarray:
-        """The rows that are the first of their content and view, int64."""
+        """The rows that are the first of their content and view, int64, in the order of the hashes."""
         _, content_of = self.contents()
         views = self.column("view")
         _, first = np.unique(content_of * (views.max(initial=0) + 1) + views, return_index=True)
-        return np.sort(first)
+        return first
 
     def labels(self) -> tuple[list[str], np.ndarray]:
         """The labels in the order of the classifier's outputs, and which of them each row has, int64 [photos]."""
@@ -177,6 +177,11 @@ class Photos(Sequence[Photo]):
         places = np.empty(len(labels), int)
         places[order] = np.arange(len(labels))
         return [labels[number] for number in order], places[which]
+
+    def counts(self) -> dict[str, int]:
+        """How many rows have each label, in the order of the classifier's outputs."""
+        labels, which = self.labels()
+        return dict(zip(labels, np.bincount(which).tolist()))
 
     def of_several_labels(self) -> np.ndarray:
         """The rows whose content has another label elsewhere, int64."""
@@ -209,19 +214,13 @@ _NO_HASH = bytes(32)
 """In the place of a hash that is not known; nobody has seen a file that has it."""
 
 
-def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
-    """Write lines of text, paths as they are on the disk, whole or not at all."""
-    with files.open_atomic(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-        files.csv_writer(file).writerows(rows)
-
-
 LISTED = 1000
 """Photos that a manifest lists at most, of those that are re-encoded."""
 
 
 def write_photos(path: Path, photos: Iterable[Photo]) -> None:
     """Write an index as CSV, a row for each photo, whole or not at all."""
-    write_csv(path, chain([Photo._fields], photos))
+    files.write_csv(path, chain([Photo._fields], photos))
 
 
 def each_photo(path: Path) -> Iterator[Photo]:
@@ -250,7 +249,7 @@ def read_photos(path: Path) -> Photos:
 
 def write_skipped(path: Path, skipped: Iterable[Photo]) -> None:
     """Write which photos are left out, and why, as CSV for a person to read."""
-    write_csv(path, [("path", "label", "reason"), *((photo.path, photo.label, photo.problem) for photo in skipped)])
+    files.write_csv(path, [("path", "label", "reason"), *((photo.path, photo.label, photo.problem) for photo in skipped)])
 
 
 def read_skipped(path: Path) -> list[Photo]:

@@ -14,7 +14,7 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,6 +33,12 @@ def csv_writer(file: IO[str]) -> Any:
     Before Python 3.13, one that is told ``lineterminator="\\n"`` does not quote the latter, which a reader then takes for an end.
     """
     return csv.writer(_LineFeeds(file))
+
+
+def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
+    """Write a table, paths in it as they are on the disk, whole or not at all."""
+    with open_atomic(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        csv_writer(file).writerows(rows)
 
 
 def sha256_bytes(data: bytes) -> str:

@@ -6,7 +6,6 @@ layer = restore(session, folder, ...)            brings it back, to be exported
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import itertools
 from collections.abc import Mapping
@@ -201,10 +200,8 @@ def train(
 
 def write_candidates(path: Path, tried: list[Tried]) -> None:
     """Write the table of all candidates as CSV."""
-    with files.open_atomic(path, newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(field.name for field in dataclasses.fields(Tried))
-        writer.writerows(dataclasses.astuple(candidate) for candidate in tried)
+    heading = [field.name for field in dataclasses.fields(Tried)]
+    files.write_csv(path, [heading, *map(dataclasses.astuple, tried)])
 
 
 class _Trainer:

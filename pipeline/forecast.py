@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from luigi.task import flatten
 
 from pipeline import backbones, disk, files, history, settings
@@ -75,7 +74,7 @@ def rows_and_missing(packed: ComputeBottlenecks, photos: Photos) -> tuple[int, i
     """Rows of the packed matrix, and how many of their vectors are not in the cache, by the names of its files."""
     extraction, model = packed.extraction(), packed.requires()[1]
     rows = photos.followed_by(extraction.views_of(photos))
-    unique = rows.unique()
+    unique = rows.unique()  # folder by folder of the cache, of which there are 256: listed sooner than a million files are asked for
     if not model.complete():
         return len(rows), len(unique)
     cache = extraction.cache(settings.paths().bottleneck_dir, backbones.load(model.folder))
@@ -87,9 +86,7 @@ def rows_and_missing(packed: ComputeBottlenecks, photos: Photos) -> tuple[int, i
     def is_there(row: Photo) -> bool:
         return f"{name_of(row.sha256, row.view)}.npy" in names_in(cache.path(row.sha256, row.view).parent)
 
-    # Folder by folder, 256 of them, which are listed sooner than a million files are asked for.
-    by_hash = unique[np.argsort(rows.contents()[1][unique], kind="stable")]
-    return len(rows), sum(not is_there(rows[row]) for row in by_hash)
+    return len(rows), sum(not is_there(rows[row]) for row in unique)
 
 
 def needs(classifier: ExportGraph, photos: Photos, rows: int, missing: int) -> list[Need]:

@@ -44,12 +44,11 @@ def figures(index: Index) -> dict[str, Any]:
     ``reencoded`` are paths of photos that the bare graph would read wrongly or not at all, the first LISTED of them.
     """
     photos = index.photos
-    labels, label_of = photos.labels()
     reencoded = np.flatnonzero(photos.column("reencode"))
     return {
         "photos": len(photos),
         "splits": {split: int(photos.has("split", split).sum()) for split in SPLITS},
-        "classes": dict(zip(labels, np.bincount(label_of).tolist())),
+        "classes": photos.counts(),
         "skipped": sum(not photo.path.endswith("/") for photo in index.skipped),
         "reencoded_count": len(reencoded),
         "reencoded": [readable(photos[row].path) for row in reencoded[:LISTED]],
@@ -103,8 +102,7 @@ def _check_labels(labels: list[str], all_labels: set[str], of_no_class: list[Pho
 
 def _warnings(photos: Photos, skipped_labels: list[str]) -> list[str]:
     warnings = []
-    labels, label_of = photos.labels()
-    counts = dict(zip(labels, np.bincount(label_of).tolist()))
+    counts = photos.counts()
     few = [f"{label} ({count})" for label, count in counts.items() if count < FEW_PHOTOS]
     if few:
         warnings.append(f"fewer than {FEW_PHOTOS} photos in {len(few)} of {len(counts)} classes: {shortened(few)}")
@@ -112,7 +110,7 @@ def _warnings(photos: Photos, skipped_labels: list[str]) -> list[str]:
     if gone:
         warnings.append(f"classes without a photo that can be used are left out: {shortened(gone)}")
     by_case = collections.defaultdict(list)
-    for label in labels:
+    for label in counts:
         by_case[label.casefold()].append(label)
     alike = [" and ".join(labels) for labels in by_case.values() if len(labels) > 1]
     if alike:

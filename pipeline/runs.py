@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,5 +139,4 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 def write(path: Path, rows: Sequence[Sequence[str]]) -> None:
     """Write a table as CSV."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with files.open_atomic(path, encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
+    files.write_csv(path, rows)

@@ -96,7 +96,7 @@ class Memory:
         settled = ((stamp, photo) for stamp, photo in rows if photo.sha256 and max(stamp.mtime_ns, stamp.ctime_ns) < read_at_ns - _RACY_NS)
         self._file.parent.mkdir(parents=True, exist_ok=True)
         lines = ((stamp.mtime_ns, stamp.ctime_ns, *photo) for stamp, photo in settled)
-        dataset.write_csv(self._file, chain([self._HEADING], lines))
+        files.write_csv(self._file, chain([self._HEADING], lines))
 
 
 def of_folder(folder: Path, memory: Memory, report: Report = lambda done, total: None) -> Photos:
@@ -108,7 +108,8 @@ def of_folder(folder: Path, memory: Memory, report: Report = lambda done, total:
     if not folder.is_dir():
         raise DataMissing(f"there is no folder {folder}; put a folder for each class of photos there, or name another one")
     found = (item for item in _walk(folder) if _label_of(item[0]))
-    photos = _look(folder, found, memory, report)
+    looked_at = _look(folder, found, memory, report)
+    photos = looked_at.where(~looked_at.has("problem", _NOT_A_PHOTO))
     odd = _beside_the_classes(folder, set(photos.labels()[0]))
     return Photos(merge(photos, odd, key=in_order)) if odd else photos
 
@@ -121,7 +122,7 @@ def of_table(table: Table, memory: Memory, report: Report = lambda done, total: 
     """
     rows = sorted(table.read(), key=lambda row: row[:2])
     found = ((path, _stamp(table.folder / path)) for path, _ in groupby(rows, key=_path_of))
-    photos = _look(table.folder, found, memory, report, all_of_them=True)
+    photos = _look(table.folder, found, memory, report)
     named = zip(photos, groupby(rows, key=_path_of))
     return Photos(photo._replace(label=row.label, problem=row.problem or photo.problem) for photo, (_, same) in named for row in same)
 
@@ -130,11 +131,8 @@ def _path_of(row: Row) -> str:
     return row.path
 
 
-def _look(folder: Path, found: Iterable[tuple[str, Stamp]], memory: Memory, report: Report, all_of_them: bool = False) -> Photos:
-    """The rows of files that come sorted by path, labelled by their folders; only those are read that the memory lacks.
-
-    Files that are no photo are left out, unless ``all_of_them`` are wanted.
-    """
+def _look(folder: Path, found: Iterable[tuple[str, Stamp]], memory: Memory, report: Report) -> Photos:
+    """The rows of files that come sorted by path, labelled by their folders; only those are read that the memory lacks."""
     now_ns = time.time_ns()
     photos, times, unread = Photos(), array("q"), array("q")  # there may be a million of them
     for path, stamp, known in memory.recall(found):
@@ -149,7 +147,7 @@ def _look(folder: Path, found: Iterable[tuple[str, Stamp]], memory: Memory, repo
     if unread or len(photos) != memory.count:
         stamps = (Stamp(photo.bytes, *both) for photo, both in zip(photos, zip(times[::2], times[1::2])))
         memory.keep(zip(stamps, photos), now_ns)
-    return photos if all_of_them else photos.where(~photos.has("problem", _NOT_A_PHOTO))
+    return photos
 
 
 def _beside_the_classes(folder: Path, labels: set[str]) -> list[Photo]:

@@ -179,41 +179,29 @@ def _write_tables(folder: Path, findings: Findings, figures: dict[str, Any]) -> 
     written = {"data": findings.data, "measured_on": findings.measured_on, "drawn": findings.drawn, "made": made}
     files.write_json(folder / FIGURES, {**written, **figures, **findings.evaluation.as_json()})
     guesses = [f"{part}_{number}" for number in (1, 2, 3) for part in ("label", "probability")]
-    _write_csv(
-        folder / "misclassified.csv",
-        ["path", "label", *guesses],
-        [
-            [one.photo.path, one.photo.label, *(cell for label, share in one.top for cell in (label, f"{share:.4f}"))]
-            for one in findings.mistakes()
-        ],
+    mistakes = (
+        (one.photo.path, one.photo.label, *(cell for label, share in one.top for cell in (label, f"{share:.4f}")))
+        for one in findings.mistakes()
     )
-    _write_csv(
-        folder / "suspected_labels.csv",
-        ["path", "label", "suggested", "probability_of_label", "probability_of_suggested", "split"],
-        [
-            [
-                one.photo.path,
-                one.photo.label,
-                one.suggested,
-                f"{one.label_probability:.4f}",
-                f"{one.suggested_probability:.4f}",
-                one.photo.split,
-            ]
-            for one in findings.suspects
-        ],
+    files.write_csv(folder / "misclassified.csv", [("path", "label", *guesses), *mistakes])
+    suspects = (
+        (
+            one.photo.path,
+            one.photo.label,
+            one.suggested,
+            f"{one.label_probability:.4f}",
+            f"{one.suggested_probability:.4f}",
+            one.photo.split,
+        )
+        for one in findings.suspects
     )
+    heading = ("path", "label", "suggested", "probability_of_label", "probability_of_suggested", "split")
+    files.write_csv(folder / "suspected_labels.csv", [heading, *suspects])
     dataset.write_skipped(folder / SKIPPED, findings.skipped)
     if findings.twins is not None:
-        _write_csv(
-            folder / "near_duplicates.csv",
-            ["path", "label", "split", "twin", "twin_label", "twin_split", "cosine"],
-            [
-                [*(getattr(photo, name) for photo in (one.photo, one.twin) for name in ("path", "label", "split")), f"{one.cosine:.4f}"]
-                for one in findings.twins
-            ],
+        twins = (
+            (*(getattr(photo, name) for photo in (one.photo, one.twin) for name in ("path", "label", "split")), f"{one.cosine:.4f}")
+            for one in findings.twins
         )
-
-
-def _write_csv(path: Path, heading: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    with files.open_atomic(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-        files.csv_writer(file).writerows([heading, *rows])
+        heading_of_twins = ("path", "label", "split", "twin", "twin_label", "twin_split", "cosine")
+        files.write_csv(folder / "near_duplicates.csv", [heading_of_twins, *twins])
