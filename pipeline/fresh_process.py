@@ -1,13 +1,14 @@
-"""Work in a new process, which has loaded nothing of what this one has, and dies with it.
+"""Work in another process, in which nothing of TensorFlow has run, and which dies with this one.
 
-    for result in fresh_process.map_in_order(function, calls):
+with FreshProcess("package.module") as fresh:
+    …
+    for result in fresh.map_in_order(function_of_it, calls):
         …
-
-The process is started anew (``spawn``) and not forked: a fork of a process in which TensorFlow has run hangs.
 """
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -16,58 +17,72 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.pool import RemoteTraceback  # type: ignore[attr-defined]  # typeshed lacks it
+from types import TracebackType
 from typing import Any, TypeVar
 
+from pipeline import tensorflow_import
 from pipeline.errors import UserError
 
 Result = TypeVar("Result")
 
 
-def map_in_order(function: Callable[..., Result], calls: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
-    """Call ``function`` in one new process, with the arguments of each call, and give the results in order.
+class FreshProcess:
+    """A new process that answers calls while the ``with`` block lasts, and loads a module while this process goes on.
 
-    The function, which has to be one of a module, may keep in its process what the next call needs again. An error that it
-    raises is raised here. Raises UserError where the process is killed.
+    It is spawned, since a fork of a process in which TensorFlow has run hangs; or a fork, where TensorFlow is imported, which
+    takes seconds, and has not run yet.
 
     A plain pipe and not a pool: that has semaphores, of which Python would speak on stderr after Ctrl-C.
     """
-    spawn = multiprocessing.get_context("spawn")
-    here, there = spawn.Pipe()
-    process = spawn.Process(target=_answer, args=(there,))
-    process.start()
-    there.close()
-    try:
-        here.send(function)
+
+    def __init__(self, module: str) -> None:
+        """``module`` is where the functions are that will be called."""
+        context: Any = multiprocessing.get_context("fork" if tensorflow_import.may_be_forked() else "spawn")
+        self._here, there = context.Pipe()
+        self._process = context.Process(target=_answer, args=(there, self._here, module))
+        self._process.start()
+        there.close()
+
+    def map_in_order(self, function: Callable[..., Result], calls: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
+        """Call ``function`` there with the arguments of each call, and give the results in order.
+
+        The function, which has to be one of a module, may keep in its process what the next call needs again. An error that
+        it raises is raised here, and nothing is called after it. Raises UserError where the process is killed.
+        """
         for arguments in calls:
-            result, error, where = _ask(here, arguments)
+            result, error, where = self._ask(function, arguments)
             if error is not None:
                 raise error from RemoteTraceback(where)
             yield result
-    finally:
-        process.kill()  # it has nothing to finish
-        process.join()
-        here.close()
+
+    def _ask(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        try:
+            self._here.send((function, arguments))
+            return self._here.recv()
+        except (EOFError, OSError):
+            raise UserError("the process that runs what is exported was killed (out of memory?); run again") from None
+
+    def __enter__(self) -> FreshProcess:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._process.kill()  # it has nothing to finish
+        self._process.join()
+        self._here.close()
 
 
-def _ask(other: Connection, arguments: tuple[Any, ...]) -> Any:
-    try:
-        other.send(arguments)
-        return other.recv()
-    except (EOFError, OSError):
-        raise UserError("the process that runs what is exported was killed (out of memory?); run again") from None
-
-
-def _answer(other: Connection) -> None:
+def _answer(there: Connection, here: Connection, module: str) -> None:
     """In the new process: answer calls with a result, or an error and where it was raised, until nobody asks any more."""
+    here.close()  # a fork's copy of the other end
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent says so, and takes us along
     die_with_parent()
-    function = other.recv()  # only now: its module may take seconds to load
+    importlib.import_module(module)
     while True:
-        arguments = other.recv()
+        function, arguments = there.recv()
         try:
-            other.send((function(*arguments), None, ""))
+            there.send((function(*arguments), None, ""))
         except Exception as error:
-            other.send((None, error, f"\n{traceback.format_exc()}"))
+            there.send((None, error, f"\n{traceback.format_exc()}"))
 
 
 def die_with_parent() -> None:

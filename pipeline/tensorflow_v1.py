@@ -1,68 +1,21 @@
 """The one door to TensorFlow: its graphs, sessions and Savers (``tensorflow.compat.v1``), without its chatter.
 
-Importing this module costs seconds, so nothing that Luigi imports may import it at the top; ``tests/test_house.py`` sees to it.
+Importing this module runs TensorFlow, and a process in which that has run cannot be forked any more. So nothing that Luigi imports
+may import it at the top; ``tests/test_house.py`` sees to it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
-import os
-import platform
-import sys
-import tempfile
 import warnings
 from collections.abc import Iterator
 
+from pipeline import tensorflow_import
+from pipeline.tensorflow_import import hushed
 
-@contextlib.contextmanager
-def hushed() -> Iterator[None]:
-    """Keep back what is written to stderr, by C++ code too; show it where the block fails."""
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as held_back:
-        os.dup2(held_back.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            held_back.seek(0)
-            os.write(kept, held_back.read())
-            raise
-        finally:
-            sys.stderr.flush()
-            os.dup2(kept, 2)
-            os.close(kept)
-
-
-@contextlib.contextmanager
-def _loaded_faster() -> Iterator[None]:
-    """Load TensorFlow in four fifths of the time, or two thirds where scikit-learn is installed.
-
-    It loads Keras, which loads scikit-learn, and goes on without where it cannot; whoever uses Keras loads it then. And Python
-    would look through the million objects that it makes for what is no longer needed, again and again.
-    """
-    keras = "keras.src"
-    if keras in sys.modules or not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    sys.modules[keras] = None  # type: ignore[assignment]  # how Python says that a module cannot be imported
-    try:
-        yield
-    finally:
-        del sys.modules[keras]
-        gc.freeze()
-        gc.enable()
-
-
-# TensorFlow heeds the level only once its logging is set up; before that, while it loads and looks for a GPU, nothing
-# but a closed ear helps. So it looks for the GPU here and not at the first session.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# TensorFlow takes oneDNN's convolutions only where the CPU has AVX512-VNNI. With AVX2 alone, too, a photo takes a third less time.
-if platform.machine() in ("x86_64", "AMD64"):
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-# Trying out all ways to convolve takes a GPU seconds at the start and twice the memory, and its choice can differ between runs.
-os.environ.setdefault("TF_CUDNN_USE_AUTOTUNE", "0")
-with hushed(), _loaded_faster():
+tensorflow_import.load()
+# While it looks for a GPU it chatters whatever the level is. So it looks here, and not at the first session.
+with hushed():
     import tensorflow as tf2
     import tensorflow.compat.v1 as tf
     from tensorflow.compat.v1 import device as placed_on

@@ -20,6 +20,8 @@ from pipeline import backbones, bottlenecks, checkpoint, dataset, export, files,
 from pipeline.errors import UserError
 from pipeline.export import tflite
 from pipeline.export.agreement import Tolerance
+from pipeline.fresh_process import FreshProcess
+from pipeline.tasks import CHECKING
 from pipeline.tensorflow_v1 import session, tf
 from pipeline.vector_cache import VectorCache
 
@@ -52,9 +54,17 @@ class Trained:
 
     def export(self, folder: Path, name: str = "final_result") -> dict[str, Any]:
         folder.mkdir()
-        return export.export(
-            folder, self.backbone, self.layer, self.packed, self.photos, final_tensor_name=name, average_views=self.average
-        )
+        with FreshProcess(CHECKING) as fresh:
+            return export.export(
+                folder,
+                self.backbone,
+                self.layer,
+                self.packed,
+                self.photos,
+                fresh=fresh,
+                final_tensor_name=name,
+                average_views=self.average,
+            )
 
 
 @pytest.fixture(scope="module")
@@ -244,16 +254,18 @@ def test_lite_is_smaller_the_less_exact_it_is(lite: dict[str, Path]) -> None:
 
 
 def export_lite(trained: Trained, exported: Path, folder: Path, kind: str) -> dict[str, Any]:
-    return tflite.export(
-        folder,
-        kind,
-        graph=exported / "output_graph.pb",
-        final_tensor_name="final_result",
-        packed=trained.packed,
-        training=trained.layer,
-        photos=trained.photos,
-        precision="float32",
-    )
+    with FreshProcess(CHECKING) as fresh:
+        return tflite.export(
+            folder,
+            kind,
+            fresh=fresh,
+            graph=exported / "output_graph.pb",
+            final_tensor_name="final_result",
+            packed=trained.packed,
+            training=trained.layer,
+            photos=trained.photos,
+            precision="float32",
+        )
 
 
 def test_lite_is_compared_with_training_and_says_what_it_takes(

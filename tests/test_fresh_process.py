@@ -11,43 +11,48 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import fresh_process
 from pipeline.errors import UserError
+from pipeline.fresh_process import FreshProcess
 
 
 def loaded(name: str) -> tuple[int, bool]:
     return os.getpid(), name in sys.modules
 
 
-def test_calls_are_answered_in_order_by_one_new_process_that_has_loaded_nothing() -> None:
+def test_calls_are_answered_in_order_by_one_new_process_that_has_loaded_the_module_and_nothing_else() -> None:
     assert "pytest" in sys.modules
-    answers = list(fresh_process.map_in_order(loaded, [("tensorflow",), ("json",), ("tensorflow",), ("json",)]))
+    with FreshProcess("cProfile") as fresh:
+        answers = list(fresh.map_in_order(loaded, [("tensorflow",), ("cProfile",), ("tensorflow",), ("json",)]))
     assert [is_there for _, is_there in answers] == [False, True, False, True]
     assert len({process for process, _ in answers} - {os.getpid()}) == 1
     assert multiprocessing.active_children() == []
 
 
-def test_an_error_is_raised_here_and_ends_the_process() -> None:
-    answers = fresh_process.map_in_order(operator.truediv, [(6, 3), (1, 0), (1, 1)])
-    assert next(answers) == 2
-    with pytest.raises(ZeroDivisionError):
-        next(answers)
+def test_an_error_is_raised_here_and_nothing_is_called_after_it() -> None:
+    with FreshProcess("operator") as fresh:
+        answers = fresh.map_in_order(operator.truediv, [(6, 3), (1, 0), (1, 1)])
+        assert next(answers) == 2
+        with pytest.raises(ZeroDivisionError):
+            next(answers)
+        assert list(answers) == []
+        assert list(fresh.map_in_order(operator.add, [(1, 2)])) == [3]
     assert multiprocessing.active_children() == []
 
 
 def test_a_process_that_is_killed_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"was killed \(out of memory\?\); run again"):
-        list(fresh_process.map_in_order(os._exit, [(9,)]))
+    with FreshProcess("os") as fresh, pytest.raises(UserError, match=r"was killed \(out of memory\?\); run again"):
+        list(fresh.map_in_order(os._exit, [(9,)]))
 
 
 STARTS_ONE = """
 import os, time
-from pipeline import fresh_process
+from pipeline.fresh_process import FreshProcess
 
 if __name__ == "__main__":
-    calls = fresh_process.map_in_order(eval, [("__import__('os').getpid()",), *[("__import__('time').sleep(60)",)] * 3])
-    print(next(calls), flush=True)
-    next(calls)
+    with FreshProcess("builtins") as fresh:
+        calls = fresh.map_in_order(eval, [("__import__('os').getpid()",), *[("__import__('time').sleep(60)",)] * 3])
+        print(next(calls), flush=True)
+        next(calls)
 """
 
 

@@ -20,6 +20,7 @@ from pipeline.errors import UserError
 from pipeline.export import graph, saved_model
 from pipeline.export.agreement import Agreement, Run, TestSplit, Tolerance, measure
 from pipeline.export.graph import BYTES_INPUT, IMAGE_INPUT, Joined, join, load_graph, load_network
+from pipeline.fresh_process import FreshProcess
 from pipeline.network import Network
 from pipeline.tensorflow_v1 import session, tf
 
@@ -56,6 +57,7 @@ def export(
     packed: Path,
     photos_folder: Path,
     *,
+    fresh: FreshProcess,
     final_tensor_name: str,
     average_views: str = "none",
     precision: str = "float32",
@@ -63,7 +65,7 @@ def export(
 ) -> dict[str, Any]:
     """Write ``output_graph.pb``, ``labels.txt``, ``saved_model`` and the checkpoint of the joined classifier into ``folder``.
 
-    Returns what the manifest says of them. Raises UserError where graph or SavedModel, loaded again in a fresh process, do not give
+    Returns what the manifest says of them. Raises UserError where graph or SavedModel, loaded again in ``fresh``, do not give
     every test photo the probabilities that it had in training.
     """
     backbone = backbones.load(backbone_folder)
@@ -79,11 +81,13 @@ def export(
     files.write_atomic(folder / GRAPH, frozen.SerializeToString(deterministic=True))
     files.write_atomic(folder / LABELS, "".join(f"{label}\n" for label in test.labels).encode())
     saved_model.write(folder / SAVED_MODEL, folder / GRAPH, final_tensor_name, test.labels)
-    checked = _check(folder, final_tensor_name, test, TOLERANCE.towards(precision), report)
+    checked = _check(folder, final_tensor_name, test, TOLERANCE.towards(precision), fresh, report)
     return _in_words(folder, final_tensor_name, test.labels, backbone, checked)
 
 
-def _check(folder: Path, final_tensor_name: str, test: TestSplit, tolerance: Tolerance, report: Report) -> dict[str, dict[str, Agreement]]:
+def _check(
+    folder: Path, final_tensor_name: str, test: TestSplit, tolerance: Tolerance, fresh: FreshProcess, report: Report
+) -> dict[str, dict[str, Agreement]]:
     """How graph and SavedModel agree with training, by file and input. Raises UserError where one does not."""
     files_and_inputs = [(file, given) for file in (GRAPH, SAVED_MODEL) for given in (BYTES_INPUT, IMAGE_INPUT)]
     loads: dict[str, tuple[Callable[..., Network], tuple[Hashable, ...]]] = {
@@ -95,7 +99,7 @@ def _check(folder: Path, final_tensor_name: str, test: TestSplit, tolerance: Tol
         load, arguments = loads[file]
         runs.append(Run(file, load, (*arguments, given), tolerance, PHOTOS_AS_PIXELS if given == IMAGE_INPUT else 0))
     found: dict[str, dict[str, Agreement]] = {GRAPH: {}, SAVED_MODEL: {}}
-    for (file, given), agreement in zip(files_and_inputs, measure(runs, test, report)):
+    for (file, given), agreement in zip(files_and_inputs, measure(runs, test, fresh, report)):
         found[file][given] = agreement
         if agreement.problem:
             raise UserError(

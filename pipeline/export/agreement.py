@@ -1,6 +1,6 @@
 """Whether what was exported says of the test photos what training said: loaded in a fresh process, photo by photo.
 
-(agreement,) = measure([Run("output_graph.pb", graph.load_network, (path, "final_result"), tolerance)], test)
+(agreement,) = measure([Run("output_graph.pb", graph.load_network, (path, "final_result"), tolerance)], test, fresh)
 agreement.problem      empty, or where it differs, and by how much
 """
 
@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import bottlenecks, dataset, evaluation, fresh_process
+from pipeline import bottlenecks, dataset, evaluation
 from pipeline.console import Report
 from pipeline.dataset import Photo, Photos, readable
 from pipeline.errors import BadImage, UserError
+from pipeline.fresh_process import FreshProcess
 from pipeline.machine import map_in_threads, usable_cores
 from pipeline.network import Network
 from pipeline.packed import INDEX
@@ -198,8 +199,8 @@ class Agreement:
         }
 
 
-def measure(runs: Sequence[Run], test: TestSplit, report: Report = lambda done, total: None) -> list[Agreement]:
-    """Run exported files over the test photos, in one fresh process one after the other, and compare them with training.
+def measure(runs: Sequence[Run], test: TestSplit, fresh: FreshProcess, report: Report = lambda done, total: None) -> list[Agreement]:
+    """Run exported files over the test photos, one after the other in a fresh process, and compare them with training.
 
     Raises UserError where no photo is as it was, or an exported file cannot read one that training could.
     """
@@ -210,7 +211,7 @@ def measure(runs: Sequence[Run], test: TestSplit, report: Report = lambda done, 
     calls = ((run, [test.photos[row] for row in rows], test.folder) for run, rows in pieces)
     agreements = {run: Agreement(run.tolerance) for run in runs}
     done, total = 0, sum(len(rows) for _, rows in pieces)
-    for (run, rows), outcomes in zip(pieces, fresh_process.map_in_order(_probabilities, calls)):
+    for (run, rows), outcomes in zip(pieces, fresh.map_in_order(_probabilities, calls)):
         there = [number for number, outcome in enumerate(outcomes) if outcome is not None]
         agreements[run].changed += len(rows) - len(there)
         if there:

@@ -23,6 +23,7 @@ from pipeline.errors import BadImage, UserError, first_line
 from pipeline.export import saved_model
 from pipeline.export.agreement import Run, TestSplit, Tolerance, measure
 from pipeline.export.graph import IMAGE_INPUT, load_graph, pixels_in_words
+from pipeline.fresh_process import FreshProcess
 from pipeline.machine import usable_cores
 from pipeline.network import Network
 from pipeline.packed import INDEX
@@ -43,6 +44,7 @@ def export(
     folder: Path,
     kind: str,
     *,
+    fresh: FreshProcess,
     graph: Path,
     final_tensor_name: str,
     packed: Path,
@@ -55,6 +57,7 @@ def export(
 
     Args:
         kind: of TOLERANCES.
+        fresh: the process in which it is checked.
         packed, training, photos: the outputs of the tasks before, and the folder of the photos.
         precision: that the vectors of the training were computed in.
 
@@ -66,7 +69,7 @@ def export(
     with tf.Graph().as_default():
         size = int(load_graph(graph, final_tensor_name).image.shape[1])
     files.write_atomic(path, convert(graph, final_tensor_name, kind, lambda: representative(packed, photos, size)))
-    (agreement,) = measure([Run(path.name, load_network, (path,), TOLERANCES[kind].towards(precision))], test, report)
+    (agreement,) = measure([Run(path.name, load_network, (path,), TOLERANCES[kind].towards(precision))], test, fresh, report)
     said = {
         "file": path.name,
         "bytes": files.size(path),
