@@ -737,13 +737,14 @@ class Report(Artifact):
 # --- What is loaded, and when ---------------------------------------------------------------------------------------
 
 
-def _load_tensorflow(task: luigi.Task, _: luigi.Task) -> None:
-    """In Luigi's own process, before the first step that is to run is forked from it: seconds less for each step."""
+@ComputeBottlenecks.event_handler(luigi.Event.DEPENDENCY_DISCOVERED)
+@TrainFinalLayer.event_handler(luigi.Event.DEPENDENCY_DISCOVERED)
+@ExportGraph.event_handler(luigi.Event.DEPENDENCY_DISCOVERED)
+@ExportTFLite.event_handler(luigi.Event.DEPENDENCY_DISCOVERED)
+@Gate.event_handler(luigi.Event.DEPENDENCY_DISCOVERED)
+def _import_tensorflow(task: luigi.Task, _: luigi.Task) -> None:
+    """In Luigi's own process, before the first step that is to run is forked from it: it takes seconds in each step otherwise."""
     tensorflow_import.load_for_forks()
-
-
-for step in (ComputeBottlenecks, TrainFinalLayer, ExportGraph, Gate):
-    step.event_handler(luigi.Event.DEPENDENCY_DISCOVERED)(_load_tensorflow)
 
 
 # --- What is said, and when -----------------------------------------------------------------------------------------
