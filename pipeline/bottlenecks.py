@@ -146,7 +146,7 @@ def _compute_batch(
 
 def read_encoded(row: Photo, folder: Path) -> bytes:
     """The bytes of a row's photo, as TensorFlow reads them rightly. Raises BadImage where they are gone, or others by now."""
-    data = images.read_file(folder / row.path)
+    data = images.read_file(f"{folder}/{row.path}")
     if files.sha256_bytes(data) != row.sha256:
         raise BadImage("it changed while the run was going on; the next run takes it as it is then")
     # The scan has looked at the header of these very bytes.
@@ -216,7 +216,7 @@ def pack(rows: Sequence[Photo], cache: VectorCache, width: int, folder: Path, re
     first_byte, row_bytes = len(header.getvalue()), 4 * width
     folder.mkdir(parents=True, exist_ok=True)
     start, statistics = 0, Statistics.nothing(width)
-    with tf.Graph().as_default(), session(threads=1) as running:
+    with tf.Graph().as_default(), session(threads=1, as_built=True) as running:
         kept = _Kept(folder, width, running)
         if _same_index(folder / INDEX, rows) and (folder / PACKED).is_file() and (before := kept.restore()):
             # Where the checkpoint outlived rows that never reached the disk, it starts over.

@@ -76,7 +76,13 @@ def same_content(one: Path, other: Path) -> bool:
 
 def beside(path: Path) -> Path:
     """A name in ``path``'s folder that nobody else uses, hidden, for something that will be renamed to ``path``."""
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    return Path(_beside(path))
+
+
+def _beside(path: str | Path) -> str:
+    # Text: a vector is written for each photo, and Path takes as long over a name as the system over a file.
+    folder, name = os.path.split(path)
+    return f"{folder or '.'}/.{name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
 
 
 def sweep(folder: Path, name: str = "*") -> None:
@@ -92,7 +98,7 @@ def open_atomic(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]
         yield file
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: str | Path, data: bytes) -> None:
     """Write ``data`` so that a reader sees the old file or the new one, and never a part of it."""
     with _replacing(path) as temporary, _descriptor(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
         left = memoryview(data)
@@ -101,14 +107,14 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def _replacing(path: str | Path) -> Iterator[str]:
     """A file beside ``path`` that takes its place in the end, or is removed where the block fails."""
-    temporary = beside(path)
+    temporary = _beside(path)
     try:
         yield temporary
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
         raise
 
 

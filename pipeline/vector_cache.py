@@ -71,10 +71,10 @@ class VectorCache:
         path, data = self._place(sha256, view), self._header + vector.astype("<f4").tobytes()
         data += _checksum(data, path)
         try:
-            files.write_atomic(Path(path), data)
+            files.write_atomic(path, data)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             _make_room(Path(path))
-            files.write_atomic(Path(path), data)
+            files.write_atomic(path, data)
 
 
 def _make_room(path: Path) -> None:
