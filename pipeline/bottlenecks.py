@@ -146,7 +146,7 @@ def _compute_batch(
 
 def read_encoded(row: Photo, folder: Path) -> bytes:
     """The bytes of a row's photo, as TensorFlow reads them rightly. Raises BadImage where they are gone, or others by now."""
-    data = images.read_file(f"{folder}/{row.path}")
+    data = images.read_file(folder / row.path)
     if files.sha256_bytes(data) != row.sha256:
         raise BadImage("it changed while the run was going on; the next run takes it as it is then")
     # The scan has looked at the header of these very bytes.

@@ -8,9 +8,11 @@ with FreshProcess("package.module") as fresh:
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import traceback
@@ -76,13 +78,27 @@ def _answer(there: Connection, here: Connection, module: str) -> None:
     here.close()  # a fork's copy of the other end
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent says so, and takes us along
     die_with_parent()
-    importlib.import_module(module)
+    with contextlib.suppress(Exception):  # the first call says it
+        importlib.import_module(module)
     while True:
-        function, arguments = there.recv()
         try:
+            asked = there.recv_bytes()
+        except EOFError:
+            return  # nobody asks any more
+        try:
+            function, arguments = pickle.loads(asked)
             there.send((function(*arguments), None, ""))
         except Exception as error:
-            there.send((None, error, f"\n{traceback.format_exc()}"))
+            there.send((None, _that_travels(error), f"\n{traceback.format_exc()}"))
+
+
+def _that_travels(error: Exception) -> Exception:
+    """The error, or one that says the same where it cannot be pickled, as an error of a session cannot."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def die_with_parent() -> None:

@@ -83,7 +83,7 @@ class Header:
     reencode: bool
 
 
-def read_file(path: str | Path) -> bytes:
+def read_file(path: Path) -> bytes:
     """The bytes of a photo's file. Raises BadImage where they cannot be had, with the reason."""
     try:
         return files.read_regular(path, MAX_BYTES)

@@ -35,6 +35,7 @@ from pipeline import (
     settings,
     sources,
     tables,
+    tensorflow_import,
 )
 from pipeline.artifacts import Artifact, QuietTask
 from pipeline.console import shown
@@ -510,6 +511,7 @@ def _stop_in_one_line(task: Export, _: luigi.Task) -> None:
 
     def stop(*_: object) -> None:
         if multiprocessing.parent_process() is None:
+            tensorflow_import.speak()
             console.complain("stopped; run again: it goes on where it was")
         os._exit(INTERRUPTED)
 

@@ -743,8 +743,12 @@ class Report(Artifact):
 @ExportTFLite.event_handler(luigi.Event.DEPENDENCY_DISCOVERED)
 @Gate.event_handler(luigi.Event.DEPENDENCY_DISCOVERED)
 def _import_tensorflow(task: luigi.Task, _: luigi.Task) -> None:
-    """In Luigi's own process, before the first step that is to run is forked from it: it takes seconds in each step otherwise."""
-    tensorflow_import.load_for_forks()
+    """In the ``luigi`` program, before the first step that needs it is forked: it takes seconds in each step otherwise.
+
+    Not in other programs: they may be threaded, and Luigi swallows a KeyboardInterrupt here.
+    """
+    if luigi_program.is_running():
+        tensorflow_import.load_for_forks()
 
 
 # --- What is said, and when -----------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Nothing here runs anything of TensorFlow; ``tensorflow_v1`` is the door to what 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import gc
 import multiprocessing
 import os
@@ -31,25 +32,57 @@ def load() -> None:
         import tensorflow.python.framework.convert_to_constants  # noqa: F401
 
 
+_loaded_for_forks = False
+
+
 def load_for_forks() -> None:
-    """Import TensorFlow into this process where its children are forks, so that none of them has to.
+    """Import TensorFlow into this process where its children are forks, so that none of them has to; once, and if it can be.
 
     A fork hangs where TensorFlow has run in the parent; its import alone starts no thread. On a machine with a GPU nothing
-    is done: a fork cannot use what its parent may have opened of CUDA.
+    is done: a fork cannot use what its parent may have opened of CUDA. Where the import fails, whoever needs it says why.
     """
-    if multiprocessing.get_start_method() == "fork" and not has_nvidia():
+    global _loaded_for_forks
+    if "tensorflow" in sys.modules or multiprocessing.get_start_method() != "fork" or has_nvidia():
+        return
+    with _telling_of_a_crash(), contextlib.suppress(Exception):
         load()
+        _loaded_for_forks = True
 
 
 def may_be_forked() -> bool:
-    """Whether TensorFlow is imported in this process and has not run: the import of ``tensorflow_v1`` runs it."""
-    return "tensorflow" in sys.modules and "pipeline.tensorflow_v1" not in sys.modules
+    """Whether ``load_for_forks`` has imported TensorFlow and it has not run since, here: the import of ``tensorflow_v1`` runs it."""
+    return _loaded_for_forks and "pipeline.tensorflow_v1" not in sys.modules
+
+
+@contextlib.contextmanager
+def _telling_of_a_crash() -> Iterator[None]:
+    """Have Python say so where C++ code crashes: it is Luigi's own process that ends then, and stderr is hushed."""
+    if faulthandler.is_enabled():
+        yield
+        return
+    with os.fdopen(os.dup(2), "w") as stderr:
+        faulthandler.enable(stderr, all_threads=False)
+        try:
+            yield
+        finally:
+            faulthandler.disable()
+
+
+_hushed: list[int] = []
+"""What stderr was, while it is hushed."""
+
+
+def speak() -> None:
+    """End a hush, to say something before this process ends."""
+    for kept in _hushed[:1]:
+        os.dup2(kept, 2)
 
 
 @contextlib.contextmanager
 def hushed() -> Iterator[None]:
     """Keep back what is written to stderr, by C++ code too; show it where the block fails."""
     kept = os.dup(2)
+    _hushed.append(kept)
     with tempfile.TemporaryFile() as held_back:
         os.dup2(held_back.fileno(), 2)
         try:
@@ -61,6 +94,7 @@ def hushed() -> Iterator[None]:
         finally:
             sys.stderr.flush()
             os.dup2(kept, 2)
+            _hushed.remove(kept)
             os.close(kept)
 
 

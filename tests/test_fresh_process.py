@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import operator
 import os
@@ -75,3 +76,24 @@ def test_it_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
             return  # nobody in this container collects it
         time.sleep(0.05)
     pytest.fail("it is still there")
+
+
+def fail_in_a_session() -> None:
+    from pipeline.tensorflow_v1 import session, tf
+
+    with tf.Graph().as_default(), session(threads=1) as running:
+        running.run(tf.decode_raw(tf.constant(b"abc"), tf.float32))
+
+
+def test_an_error_that_cannot_be_pickled_says_the_same() -> None:
+    with FreshProcess(__name__) as fresh, pytest.raises(RuntimeError, match=r"(?s)InvalidArgumentError.*length 3 that is not a multiple"):
+        list(fresh.map_in_order(fail_in_a_session, [()]))
+
+
+def test_a_module_that_cannot_be_loaded_is_said_by_the_first_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ["import multiprocessing", "assert not multiprocessing.parent_process(), 'not there'", "def function(): pass"]
+    (tmp_path / "loads_here_only.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    function = importlib.import_module("loads_here_only").function
+    with FreshProcess("loads_here_only") as fresh, pytest.raises(AssertionError, match="not there"):
+        list(fresh.map_in_order(function, [()]))

@@ -131,6 +131,11 @@ def test_a_scan_takes_what_the_table_names_from_its_folder(tmp_path: Path) -> No
         ("x/002.png", "", "the table has no label for it"),
         ("x/9.png", "a", "cannot be read: No such file or directory"),
     ]
+    from pipeline import bottlenecks
+
+    for photo in found:  # where the scan has read them, so does whoever computes their vectors
+        if not photo.problem:
+            assert bottlenecks.read_encoded(photo, tmp_path / "set/deep") == (tmp_path / "set/deep" / photo.path).read_bytes()
 
 
 def test_another_label_opens_no_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

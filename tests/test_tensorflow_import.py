@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -41,8 +42,9 @@ def product_and_that_of_a_fresh_process(number, answers):
         first = product(number)
         answers.put([first, *fresh.map_in_order(product, [(number,), (2 * number,)])])
 
+assert not tensorflow_import.may_be_forked()
 tensorflow_import.load_for_forks()
-assert "tensorflow" in sys.modules and tensorflow_import.may_be_forked()
+assert tensorflow_import.may_be_forked()
 threads = os.listdir("/proc/self/task") if os.path.isdir("/proc/self/task") else [0]
 answers = multiprocessing.SimpleQueue()
 children = [multiprocessing.Process(target=product_and_that_of_a_fresh_process, args=(n, answers)) for n in (1, 2, 3)]
@@ -57,12 +59,17 @@ for child in children:
 STEPS_ARE_FORKS = multiprocessing.get_start_method() == "fork" and not has_nvidia()
 
 
+def first_on_the_path(tmp_path: Path, module: str, code: str) -> str:
+    """A PYTHONPATH on which a module comes before all others of its name."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / f"{module}.py").write_text(code)
+    return os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
+
+
 def who_loads(project: Project, tmp_path: Path, *arguments: str, ends_with: int = 0) -> list[str]:
     """The processes of an export that load TensorFlow."""
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(NOTES_WHO_LOADS)
+    path = first_on_the_path(tmp_path, "sitecustomize", NOTES_WHO_LOADS)
     (tmp_path / "loaded").touch()
-    path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
     done = project.export("--data", "colours", *arguments, PYTHONPATH=path, LOADED=str(tmp_path / "loaded"))
     assert done.returncode == ends_with, done.stderr
     return (tmp_path / "loaded").read_text().split()
@@ -88,6 +95,40 @@ def test_forks_of_a_process_that_has_only_loaded_it_compute() -> None:
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # NumPy's own threads are not meant
     done = subprocess.run([sys.executable, "-c", FORKS], env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout == f"1 {[[number * 27e6, number * 27e6, number * 54e6] for number in (1, 2, 3)]}\n", done.stderr
+
+
+def test_a_process_that_has_run_it_by_itself_is_not_forked() -> None:
+    lines = ["import tensorflow", "tensorflow.zeros(3)", "from pipeline import tensorflow_import as loaded"]
+    lines += ["loaded.load_for_forks()", "print(loaded.may_be_forked())"]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_ctrl_c_while_it_is_loaded_is_one_line(copy_of_finished: Project, tmp_path: Path) -> None:
+    path = first_on_the_path(tmp_path, "tensorflow", "import os, signal, time\nos.killpg(0, signal.SIGINT)\ntime.sleep(60)")
+    command = copy_of_finished.command("--data", "colours", "--how-many-training-steps", "50")
+    environment = copy_of_finished.environment(PYTHONPATH=path)
+    done = subprocess.run(
+        command, cwd=copy_of_finished.root, env=environment, capture_output=True, text=True, timeout=50, start_new_session=True, check=False
+    )
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-1] == "error: stopped; run again: it goes on where it was"
+
+
+@pytest.mark.parametrize(
+    ("code", "ends_with", "said"),
+    [
+        ("import os\nos.abort()", -signal.SIGABRT if STEPS_ARE_FORKS else 30, "Fatal Python error: Aborted"),
+        ("raise ImportError('half installed')", 30, "ImportError: half installed"),
+    ],
+)
+def test_where_it_cannot_be_loaded_that_is_said_once(
+    copy_of_finished: Project, tmp_path: Path, code: str, ends_with: int, said: str
+) -> None:
+    path = first_on_the_path(tmp_path, "tensorflow", code)
+    done = copy_of_finished.export("--data", "colours", "--how-many-training-steps", "50", PYTHONPATH=path)
+    assert done.returncode == ends_with
+    assert done.stderr.count(said) == 1, done.stderr
 
 
 def test_it_is_not_loaded_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
