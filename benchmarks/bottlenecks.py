@@ -1,6 +1,7 @@
 """Bottlenecks, end to end: encoded photos on disk → vectors on disk, the classic pattern against the pipeline.
 
-Both have loaded and warmed up their network before the clock starts. The pipeline fills a fresh cache and packs it.
+Both have loaded and warmed up their network before the clock starts. The pipeline fills a fresh cache and packs it. In each round
+the floor is measured too: what the photos would take if all but decoding were one large matrix product in float32.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ FOLDS = 5
 
 PIPELINES: dict[str, dict[str, str]] = {"pipeline": {}, **({"pipeline bfloat16": {"precision": "bfloat16"}} if computes_bfloat16() else {})}
 """The sides beside the classic one: a name, and what ``network.load`` is told."""
+
+FLOOR = "float32 floor"
 
 
 class Side(Protocol):
@@ -88,7 +91,7 @@ def _read(name: str, backbone: Path, photos: Sequence[Photo], out: Path) -> np.n
 
 
 def _decode(size: int, photos: Sequence[Photo], folder: Path) -> float:
-    """CPU-milliseconds to decode and resize a photo, without the network: the part of the floor that is no GEMM."""
+    """CPU-milliseconds to decode and resize a photo, without the network: the part of the floor that is no matrix product."""
     from pipeline.tensorflow_v1 import session, tf
 
     encoded = [(folder / photo.path).read_bytes() for photo in photos]
@@ -97,7 +100,7 @@ def _decode(size: int, photos: Sequence[Photo], folder: Path) -> float:
         decode = running.make_callable(images.decode_and_resize(data, size).op, [data])
         for photo in encoded[:8]:
             decode(photo)
-        return min(measuring.cost(lambda: [decode(photo) for photo in encoded], len(encoded)).cpu for _ in range(3))
+        return measuring.cost(lambda: [decode(photo) for photo in encoded], len(encoded)).cpu
 
 
 # --- The comparison -----------------------------------------------------------------------------------------------------
@@ -117,17 +120,23 @@ def run(photos: Sequence[Photo], folder: Path, backbone: Path, work: Path, round
             filled[name] = Path(tempfile.mkdtemp(dir=work))
             return process[name].submit(_fill, name, backbone, some, folder, filled[name]).result()
 
+        def floor() -> Cost:
+            decode = process["pipeline"].submit(_decode, backbones.load(backbone).input_size, photos, folder).result()
+            wall = 1000 * GFLOP / measuring.gemm_gflops() + decode / usable_cores()
+            return Cost(wall, wall * usable_cores())
+
         work.mkdir(parents=True, exist_ok=True)
         for name in names:
             one_pass(name, photos[:8])
         before = measuring.gemm_gflops()
-        costs = measuring.take_turns({name: functools.partial(one_pass, name) for name in names}, rounds, seed, "photo")
+        passes = {name: functools.partial(one_pass, name) for name in names}
+        costs = measuring.take_turns({**passes, FLOOR: floor}, rounds, seed, "photo")
         gemm = before, measuring.gemm_gflops()
-        decode = process["pipeline"].submit(_decode, backbones.load(backbone).input_size, photos, folder).result()
         vectors = {name: process[name].submit(_read, name, backbone, photos, filled[name]).result() for name in names}
     say(measuring.contention(costs["pipeline"], usable_cores(), gemm))
-    _print_floor(max(gemm), decode, {name: statistics.median(each.wall for each in costs[name]) for name in PIPELINES})
     for name in PIPELINES:
+        above = measuring.spread([taken.wall / floor.wall for taken, floor in zip(costs[name], costs[FLOOR])])
+        say(f"{name} takes {above} times as long as the floor of its round: {GFLOP} GFLOP a photo, and decoding on {usable_cores()} cores")
         say(f"{name}: its vectors differ from the classic ones by {difference(vectors[name], vectors[CLASSIC])}")
     for name in names:
         say(f"{name}: {_accuracy(vectors[name], photos, seed)}")
@@ -142,16 +151,6 @@ def describe(photos: Sequence[Photo]) -> str:
 
 def _dtypes() -> str:
     return ", ".join(f"{name} {options.get('precision', 'float32')}" for name, options in [(CLASSIC, {}), *PIPELINES.items()])
-
-
-def _print_floor(gflops: float, decode: float, medians: dict[str, float]) -> None:
-    """What the photos would take if all but decoding were one large matrix product in float32."""
-    floor = 1000 * GFLOP / gflops + decode / usable_cores()
-    above = ", ".join(f"{name} takes {wall / floor:.2f} times as long" for name, wall in medians.items())
-    say(
-        f"float32 floor {floor:.2f} ms/photo ({GFLOP} GFLOP at {gflops:.0f} GFLOP/s; {decode:.2f} CPU-ms to decode and resize"
-        f" on {usable_cores()} cores); {above}"
-    )
 
 
 def difference(vectors: np.ndarray, truth: np.ndarray) -> str:
