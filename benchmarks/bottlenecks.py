@@ -120,9 +120,11 @@ def run(photos: Sequence[Photo], folder: Path, backbone: Path, work: Path, round
             filled[name] = Path(tempfile.mkdtemp(dir=work))
             return process[name].submit(_fill, name, backbone, some, folder, filled[name]).result()
 
+        decoding: list[float] = []
+
         def floor() -> Cost:
-            decode = process["pipeline"].submit(_decode, backbones.load(backbone).input_size, photos, folder).result()
-            wall = 1000 * GFLOP / measuring.gemm_gflops() + decode / usable_cores()
+            decoding.append(process["pipeline"].submit(_decode, backbones.load(backbone).input_size, photos, folder).result())
+            wall = 1000 * GFLOP / measuring.gemm_gflops() + decoding[-1] / usable_cores()
             return Cost(wall, wall * usable_cores())
 
         work.mkdir(parents=True, exist_ok=True)
@@ -136,7 +138,10 @@ def run(photos: Sequence[Photo], folder: Path, backbone: Path, work: Path, round
     say(measuring.contention(costs["pipeline"], usable_cores(), gemm))
     for name in PIPELINES:
         above = measuring.spread([taken.wall / floor.wall for taken, floor in zip(costs[name], costs[FLOOR])])
-        say(f"{name} takes {above} times as long as the floor of its round: {GFLOP} GFLOP a photo, and decoding on {usable_cores()} cores")
+        say(
+            f"{name} takes {above} times as long as the floor of its round: {GFLOP} GFLOP a photo, and {statistics.median(decoding):.2f} "
+            f"CPU-ms to decode and resize it on {usable_cores()} cores"
+        )
         say(f"{name}: its vectors differ from the classic ones by {difference(vectors[name], vectors[CLASSIC])}")
     for name in names:
         say(f"{name}: {_accuracy(vectors[name], photos, seed)}")

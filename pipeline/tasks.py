@@ -55,8 +55,10 @@ if TYPE_CHECKING:
     from pipeline import bottlenecks, final_layer
 
 INDEX = "index.csv"
-CHECKING = "pipeline.export.agreement"
 SKIPPED = "skipped.csv"
+
+CHECKING = "pipeline.export.agreement"
+"""What the process that checks an export loads. It is started first in a step, while it can be a fork that TensorFlow has not run in."""
 
 
 class FolderOfPhotos(QuietTask, luigi.ExternalTask):
@@ -522,7 +524,7 @@ class ExportGraph(Artifact):
     def make(self, work: Path) -> dict[str, Any]:
         _, model_task, packed, training = self.requires()
         with FreshProcess(CHECKING) as fresh, self.progress("answers") as report:
-            from pipeline import export  # only now, when the process is a fork that TensorFlow has not run in
+            from pipeline import export
 
             graph = export.export(
                 work,

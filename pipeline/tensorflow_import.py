@@ -106,7 +106,7 @@ def _faster() -> Iterator[None]:
     would look through the million objects that it makes for what is no longer needed, again and again.
     """
     keras = "keras.src"
-    if keras in sys.modules or not gc.isenabled():
+    if "tensorflow" in sys.modules or keras in sys.modules or not gc.isenabled():
         yield
         return
     gc.disable()
