@@ -69,7 +69,7 @@ clean:
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	@test -n "$(PYTHON)" || { echo 'error: Python 3.10, 3.11, 3.12 or 3.13 is needed; name one with PYTHON=/path/to/python3.12' >&2; exit 30; }
-	@echo 'installing into $(VENV) (once; about 2 GB)' >&2
+	@echo 'installing into $(VENV) (once; about $(if $(EXTRA),6,2) GB)' >&2
 	@$(PYTHON) -m venv $(VENV)
 	@$(INSTALL) --editable '.$(EXTRA)'
 	@touch $@

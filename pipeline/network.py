@@ -10,7 +10,9 @@ together from the start, so that some are decoded while others are on the GPU.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -238,6 +240,10 @@ def unused_gpu() -> str:
     """What keeps TensorFlow from using this machine's GPU, and what to do; nothing where it uses it, or there is none."""
     if has_gpu() or not has_nvidia():
         return ""
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES", "0")) in ("", "-1"):
+        return f"CUDA_VISIBLE_DEVICES = {visible!r} hides the GPU (unset it to use the GPU)"
+    if find_spec("nvidia"):  # the packages of CUDA's libraries
+        return "TensorFlow cannot use the GPU, although CUDA's libraries are installed (run nvidia-smi: does the driver work?)"
     return "TensorFlow finds no CUDA libraries to use the GPU with (run: pip install 'retraining-pipeline[gpu]' or 'tensorflow[and-cuda]')"
 
 

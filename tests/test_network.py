@@ -145,7 +145,7 @@ def test_precisions(backbone_folder: Path, pictures: list[bytes]) -> None:
 def test_float16_is_for_gpus(backbone_folder: Path, pictures: list[bytes]) -> None:
     if not has_gpu():
         with pytest.raises(
-            UserError, match="precision = float16: (there is no GPU|TensorFlow finds no CUDA .*); take float32, or bfloat16"
+            UserError, match="precision = float16: (there is no GPU|TensorFlow .*|CUDA_VISIBLE.*); take float32, or bfloat16"
         ):
             network.load(backbone_folder, precision="float16")
         return
@@ -156,7 +156,13 @@ def test_float16_is_for_gpus(backbone_folder: Path, pictures: list[bytes]) -> No
 def test_a_gpu_that_tensorflow_cannot_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "has_gpu", lambda: False)
     monkeypatch.setattr(network, "has_nvidia", lambda: True)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(network, "find_spec", lambda name: None)
     assert "pip install 'retraining-pipeline[gpu]'" in network.unused_gpu()
+    monkeypatch.setattr(network, "find_spec", lambda name: object())
+    assert "run nvidia-smi" in network.unused_gpu()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert "CUDA_VISIBLE_DEVICES = '-1' hides the GPU" in network.unused_gpu()
     monkeypatch.setattr(network, "has_gpu", lambda: True)
     assert network.unused_gpu() == ""
 
