@@ -237,6 +237,8 @@ def from_texts(texts: Sequence[str]) -> Photo:
     numbers = int(size), int(width), int(height), int(view)
     if len(bytes.fromhex(digest)) not in (0, len(_NO_HASH)) or not 0 <= min(numbers) <= max(numbers) < 2**63:
         raise ValueError(f"{path} has numbers that are out of range")
+    if reencode not in ("True", "False"):
+        raise ValueError(f"{path} is neither to be re-encoded nor not: {reencode}")
     # What is the same in many rows is kept once.
     label, kind, problem, split = map(sys.intern, (label, kind, problem, split))
     return Photo(path, label, digest, numbers[0], kind, *numbers[1:3], reencode == "True", problem, split, numbers[3])

@@ -7,6 +7,7 @@ import csv
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import secrets
@@ -35,10 +36,37 @@ def csv_writer(file: IO[str]) -> Any:
     return csv.writer(_LineFeeds(file))
 
 
+_AS_ON_DISK: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+
+
 def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
     """Write a table, paths in it as they are on the disk, whole or not at all."""
-    with open_atomic(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with open_atomic(path, **_AS_ON_DISK) as file:
         csv_writer(file).writerows(rows)
+
+
+def write_sealed_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
+    """Write a table as ``write_csv`` does, after a line with the SHA-256 of the rest, for ``open_sealed_csv``."""
+    with open_atomic(path, **_AS_ON_DISK) as file:
+        seal = file.write(f"{'':64}\n")
+        csv_writer(file).writerows(rows)
+        file.flush()
+        with open(file.name, "rb") as written:
+            written.seek(seal)
+            digest = _sha256_of_rest(written)
+        file.seek(0)
+        file.write(digest)
+
+
+@contextlib.contextmanager
+def open_sealed_csv(path: Path) -> Iterator[IO[str]]:
+    """The rows of a table that ``write_sealed_csv`` wrote. Raises ValueError where any bit of it was altered."""
+    with open(path, "rb") as file:
+        seal = file.readline(100)
+        if seal != f"{_sha256_of_rest(file)}\n".encode():
+            raise ValueError(f"{path} was altered")
+        file.seek(len(seal))
+        yield io.TextIOWrapper(file, **_AS_ON_DISK)
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -48,10 +76,14 @@ def sha256_bytes(data: bytes) -> str:
 
 def sha256_file(path: Path) -> str:
     """The SHA-256 of a file in hexadecimal, read in pieces."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+        return _sha256_of_rest(file)
+
+
+def _sha256_of_rest(file: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while piece := file.read(1 << 20):
+        digest.update(piece)
     return digest.hexdigest()
 
 

@@ -54,9 +54,9 @@ NO_STAMP = Stamp(0, 0, 0)
 
 
 class Memory:
-    """What the last scan found: path, size and times → the row, a CSV file sorted by path.
+    """What the last scan found: path, size and times → the row, a sealed CSV file sorted by path.
 
-    A file that is lost, damaged or of a version that reads photos otherwise costs a rehash.
+    A file that is lost, altered in any bit or of a version that reads photos otherwise costs a rehash.
     """
 
     _HEADING = ["mtime_ns", "ctime_ns", *Photo._fields, f"preprocessing {images.PREPROCESSING_VERSION}"]
@@ -81,14 +81,14 @@ class Memory:
 
     def _rows(self) -> Iterator[tuple[Stamp, Photo]]:
         try:
-            with open(self._file, encoding="utf-8", errors="surrogateescape", newline="") as lines:
+            with files.open_sealed_csv(self._file) as lines:
                 rows = csv.reader(lines)
                 if next(rows, None) == self._HEADING:
                     for mtime_ns, ctime_ns, *texts in rows:
                         photo = dataset.from_texts(texts)
                         self.count += 1
                         yield Stamp(photo.bytes, int(mtime_ns), int(ctime_ns)), photo
-        except (FileNotFoundError, ValueError, csv.Error):
+        except (OSError, ValueError, csv.Error):
             return
 
     def keep(self, rows: Iterable[tuple[Stamp, Photo]], read_at_ns: int) -> None:
@@ -96,7 +96,7 @@ class Memory:
         settled = ((stamp, photo) for stamp, photo in rows if photo.sha256 and max(stamp.mtime_ns, stamp.ctime_ns) < read_at_ns - _RACY_NS)
         self._file.parent.mkdir(parents=True, exist_ok=True)
         lines = ((stamp.mtime_ns, stamp.ctime_ns, *photo) for stamp, photo in settled)
-        files.write_csv(self._file, chain([self._HEADING], lines))
+        files.write_sealed_csv(self._file, chain([self._HEADING], lines))
 
 
 def of_folder(folder: Path, memory: Memory, report: Report = lambda done, total: None) -> Photos:

@@ -142,13 +142,16 @@ def test_a_photo_that_was_just_written_is_not_trusted_by_its_time_stamp(tmp_path
     assert look(root)[0].sha256 != before[0].sha256
 
 
-@pytest.mark.parametrize("damage", ["1,2,3\n", "cut", "not hexadecimal", "cut hash", "too large", "out of order", "\0"])
+@pytest.mark.parametrize(
+    "damage", ["1,2,3\n", "cut", "not hexadecimal", "cut hash", "too large", "out of order", "\0", "another label", "re-encoded?"]
+)
 def test_a_damaged_memory_is_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
     make_photos(tmp_path / "photos", 3, ("red", "blue"))
     monkeypatch.setattr(scan, "_RACY_NS", -(10**12))  # as if the photos had been lying there for long
     before = look(tmp_path / "photos")
     memory = tmp_path / "memory.csv"
-    heading, *lines = memory.read_text().splitlines(keepends=True)
+    whole = memory.read_text()
+    seal, heading, *lines = whole.splitlines(keepends=True)
     sha256 = before[2].sha256
     damaged = {
         "cut": [*lines[:2], lines[2][:50]],
@@ -156,10 +159,15 @@ def test_a_damaged_memory_is_no_memory(tmp_path: Path, monkeypatch: pytest.Monke
         "cut hash": [line.replace(sha256, sha256[:60]) for line in lines],
         "too large": [line.replace(",PNG,", f",PNG,{10**30}") for line in lines],
         "out of order": lines[::-1],
+        "another label": [line.replace(",blue,", ",bluf,") for line in lines],
+        "re-encoded?": [line.replace(",False,", ",Talse,") for line in lines],
     }.get(damage, [damage])
-    memory.write_text("".join([heading, *damaged]))
-    assert look(tmp_path / "photos") == before
-    assert memory.read_text() == "".join([heading, *lines])  # put right
+    altered = "".join([heading, *damaged])
+    for sealed in (seal, f"{files.sha256_bytes(altered.encode())}\n"):
+        if sealed == seal or damage != "another label":  # who alters a table and seals it anew is believed
+            memory.write_text(sealed + altered)
+            assert look(tmp_path / "photos") == before
+            assert memory.read_text() == whole  # put right
 
 
 def test_names_with_line_breaks_come_back_from_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
