@@ -69,7 +69,7 @@ class Pace:
 
 @contextlib.contextmanager
 def progress(title: str, unit: str, *, clock: Callable[[], float] = time.monotonic) -> Iterator[Report]:
-    """Show the progress of one job: a bar on a terminal, else a line every ten seconds, for a log that cron keeps.
+    """Show the progress of one job: a bar on a terminal, else a line every few seconds, for a log that cron keeps.
 
     ``unit`` is a plural noun, or ``B`` for bytes.
     """
