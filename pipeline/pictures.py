@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from pipeline import files, images
 from pipeline.errors import BadImage
@@ -26,9 +26,15 @@ def small(photo: Path, sha256: str, side: int) -> Image.Image | None:
             return None
         with Image.open(io.BytesIO(images.readable_bytes(data))) as image:
             image.draft("RGB", (side, side))  # a JPEG is decoded no larger than need be
-            return ImageOps.contain(image.convert("RGB"), (side, side))
+            return _within(image.convert("RGB"), side)
     except (BadImage, OSError, ValueError):
         return None
+
+
+def _within(picture: Image.Image, side: int) -> Image.Image:
+    """The picture as large as it fits into a square; a line stays one pixel wide, which ``ImageOps.contain`` makes none."""
+    scale = side / max(picture.size)
+    return picture.resize((max(1, round(scale * picture.width)), max(1, round(scale * picture.height))))
 
 
 def thumbnail(photo: Path, sha256: str, side: int) -> Image.Image:

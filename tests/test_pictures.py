@@ -23,6 +23,14 @@ def test_a_thumbnail_shows_the_whole_photo_in_the_middle_of_a_square(tmp_path: P
     assert small.getpixel((20, 5)) == pictures.BACKGROUND
 
 
+@pytest.mark.parametrize(("size", "shown"), [((970, 1), (40, 1)), ((1, 3000), (1, 40)), ((81, 162), (20, 40)), ((5, 5), (40, 40))])
+def test_a_photo_is_shown_whole_however_thin_it_is(tmp_path: Path, size: tuple[int, int], shown: tuple[int, int]) -> None:
+    sha256 = photo(tmp_path / "photo.png", size, (200, 0, 0))
+    small = pictures.small(tmp_path / "photo.png", sha256, 40)
+    assert small and small.size == shown
+    assert Image.open(io.BytesIO(pictures.encoded(small, "JPEG"))).size == shown
+
+
 @pytest.mark.parametrize("how", ["gone", "changed", "damaged"])
 def test_a_photo_that_cannot_be_shown_is_grey(tmp_path: Path, how: str) -> None:
     path = tmp_path / "photo.png"
