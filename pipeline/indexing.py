@@ -207,7 +207,7 @@ def _lend(photos: Photos, group_of: np.ndarray, ranks: np.ndarray, splits: np.nd
                 of_groups = splits[groups]
                 held = np.bincount(of_groups, minlength=len(SPLITS))
                 if not held[wanted]:
-                    most = of_groups[held[of_groups] == held.max()][0]
+                    most = of_groups[held[of_groups] == np.max(held)][0]
                     given = groups[of_groups == (0 if held[0] > 1 else most)]  # training first
                     splits[given[ranks[given].argmin()]] = wanted
                     lent = True

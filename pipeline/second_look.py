@@ -197,6 +197,6 @@ def _left_out(packed: Packed, rows: np.ndarray, truth: np.ndarray, classes: int)
     for place in places:
         vectors, wanted = inputs(place) @ directions, np.eye(classes)[truth[place]]
         errors += [((predicted(vectors, wanted, penalty) - wanted) ** 2).sum() for penalty in PENALTIES]
-    best = PENALTIES[int(errors.argmin())]
+    best = PENALTIES[int(np.argmin(errors))]
     scores = [predicted(inputs(place) @ directions, np.eye(classes)[truth[place]], best) for place in places]
     return np.concatenate(scores, dtype=np.float32)

@@ -238,7 +238,7 @@ def range_of(wiring: Wiring, image: tf.NodeDef) -> tuple[float, float, str]:
             if node.op in _ARITHMETIC:
                 constants = [one for name in node.input if (one := wiring.constant(name)) is not None and one.size]
                 if constants:
-                    return _range_before(node.op, float(constants[0].flat[np.abs(constants[0]).argmax()]))
+                    return _range_before(node.op, float(constants[0].flat[np.argmax(np.abs(constants[0]))]))
             elif node.op in _MOVING_PIXELS:
                 pending.append(user)
     return _UNKNOWN
