@@ -9,6 +9,7 @@ names of the file and of its model's folder, so that a vector in another one's p
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
@@ -72,7 +73,9 @@ class VectorCache:
         data += _checksum(data, path)
         try:
             files.write_atomic(path, data)
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP):
+                raise
             _make_room(Path(path))
             files.write_atomic(path, data)
 

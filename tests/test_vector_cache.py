@@ -131,12 +131,16 @@ def test_a_vector_in_anothers_place_is_none(cache: VectorCache, tmp_path: Path) 
     assert other_model.read(NAME) is None
 
 
-@pytest.mark.parametrize("what", ["a link to a folder", "a link to nothing", "a file for the folder", "a link for the folder"])
+@pytest.mark.parametrize(
+    "what",
+    ["a link to a folder", "a link to nothing", "a file for the folder", "a link for the folder", "a link in a circle for the folder"],
+)
 def test_whatever_is_in_the_way_makes_room(cache: VectorCache, tmp_path: Path, what: str) -> None:
     (tmp_path / "vectors").mkdir()
     path = cache.path(NAME)
     if what.endswith("for the folder"):
-        path.parent.write_text("") if what.startswith("a file") else path.parent.symlink_to("nothing")
+        target = path.parent.name if "circle" in what else "nothing"
+        path.parent.write_text("") if what.startswith("a file") else path.parent.symlink_to(target)
     else:
         path.parent.mkdir()
         path.symlink_to(tmp_path if what.endswith("a folder") else "nothing")
