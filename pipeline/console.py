@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,8 +25,17 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def one_line(text: str) -> str:
+    """The text without what a terminal obeys, as names of files may have it: line breaks, escape sequences."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
 def note(line: str) -> None:
     """Print a line about the progress of the run; on a terminal, above the bar."""
+    line = one_line(line)
     if sys.stderr.isatty():
         tqdm.write(line, file=sys.stderr)
     else:

@@ -35,6 +35,16 @@ def test_predict_prints_labels_and_probabilities(finished: Project, tmp_path: Pa
     assert all(line.count("%") == 2 for line in lines)
 
 
+def test_a_name_that_a_terminal_would_obey_is_one_line_of_text(finished: Project, tmp_path: Path) -> None:
+    make_photos(tmp_path, 1, ("red",))
+    (tmp_path / "red/000.png").rename(tmp_path / "red/\x1b[31m\n.png")
+    (tmp_path / "red/empty\r.png").write_bytes(b"")
+    done = finished.pipeline("predict", "colours", str(tmp_path / "red"))
+    assert done.stdout.startswith(f"{tmp_path}/red/\ufffd[31m\ufffd.png: red ")
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr.splitlines()[-2] == f"error: {tmp_path}/red/empty\ufffd.png: the file is empty"
+
+
 def test_predict_takes_an_export_from_outside_a_project(
     finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

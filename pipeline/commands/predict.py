@@ -192,7 +192,7 @@ def _text(prediction: Prediction, scores: Sequence[Score], top_k: int) -> None:
         console.complain(f"{path}: {prediction.problem}")
     else:
         named = "; ".join(f"{score.label} {100 * score.probability:.1f} %" for score in scores)
-        console.say(f"{path}: {named or 'no label is so probable'}")
+        console.say(console.one_line(f"{path}: {named or 'no label is so probable'}"))
 
 
 def _csv(prediction: Prediction, scores: Sequence[Score], top_k: int) -> None:
