@@ -21,7 +21,7 @@ import numpy as np
 from pipeline import checkpoint, dataset, files, images
 from pipeline.console import Report
 from pipeline.dataset import Photo, Photos
-from pipeline.errors import BadImage, UserError
+from pipeline.errors import BadImage, PhotoChanged, UserError
 from pipeline.images import AS_IT_IS
 from pipeline.machine import map_in_threads
 from pipeline.network import Network
@@ -50,12 +50,14 @@ class Filled:
         computed, cached: how many vectors were computed, and how many were there or came from another run meanwhile.
         damaged: paths of photos whose vector's file was damaged and made again.
         problems: why a photo has no vector, by its path.
+        changed: paths of those among them whose files were not as they were when the run began.
     """
 
     computed: int
     cached: int
     damaged: list[str]
     problems: dict[str, str]
+    changed: list[str]
 
 
 def compute(
@@ -87,26 +89,29 @@ def compute(
     damaged = [row.path for row in map(rows.__getitem__, missing) if os.path.lexists(cache.path(row.sha256, row.view))]
     there = len(unique) - len(missing)
     computed = overtaken = 0
-    reasons: dict[str, str] = {}
+    reasons: dict[str, BadImage] = {}
     if len(missing):
         network = load()
         report(there, len(unique))
         done = 0
         batches = _in_batches(missing, network.batch)
 
-        def in_batch(batch: np.ndarray) -> list[str | None]:
+        def in_batch(batch: np.ndarray) -> list[BadImage | bool]:
             return _compute_batch([rows[row] for row in batch], folder, network, drawn, cache)
 
         for batch, outcomes in zip(batches, map_in_threads(in_batch, batches, network.threads)):
-            for row, problem in zip(batch, outcomes):
-                if problem:
-                    reasons[rows[row].sha256] = problem
-                computed += problem == ""
-                overtaken += problem is None
+            for row, outcome in zip(batch, outcomes):
+                if isinstance(outcome, BadImage):
+                    reasons[rows[row].sha256] = outcome
+                else:
+                    computed += outcome
+                    overtaken += not outcome
             done += len(batch)
             report(there + done, len(unique))
-    problems = {row.path: reasons[row.sha256] for row in rows if row.sha256 in reasons} if reasons else {}
-    return Filled(computed, there + overtaken, damaged, problems)
+    failed = {row.path: reasons[row.sha256] for row in rows if row.sha256 in reasons} if reasons else {}
+    problems = {path: str(reason) for path, reason in failed.items()}
+    changed = [path for path, reason in failed.items() if isinstance(reason, PhotoChanged)]
+    return Filled(computed, there + overtaken, damaged, problems, changed)
 
 
 def _in_batches(rows: np.ndarray, size: int) -> list[np.ndarray]:
@@ -122,33 +127,36 @@ def _is_cached(row: Photo, cache: VectorCache) -> bool:
 
 def _compute_batch(
     rows: Sequence[Photo], folder: Path, network: Network, drawn: Callable[[Photo], np.ndarray], cache: VectorCache
-) -> list[str | None]:
-    """Compute and keep some vectors. Returns for each the problem, or an empty text; None where another run has kept it meanwhile."""
-    outcomes: list[str | None] = [None if _is_cached(row, cache) else "" for row in rows]
+) -> list[BadImage | bool]:
+    """Compute and keep some vectors. Returns for each whether it was, and not kept by another run meanwhile; or why it cannot be."""
+    outcomes: list[BadImage | bool] = [not _is_cached(row, cache) for row in rows]
     encoded: dict[int, bytes] = {}
     for number, row in enumerate(rows):
-        if outcomes[number] is not None:
+        if outcomes[number]:
             try:
                 encoded[number] = read_encoded(row, folder)
             except BadImage as error:
-                outcomes[number] = str(error)
+                outcomes[number] = error
     if encoded:
         vectors = network.vectors(list(encoded.values()), [drawn(rows[number]) for number in encoded])
         for number, vector in zip(encoded, vectors):
             if isinstance(vector, BadImage):
-                outcomes[number] = str(vector)
+                outcomes[number] = vector
             elif not np.isfinite(vector).all():
-                outcomes[number] = "the network gives numbers for it that are not finite"
+                outcomes[number] = BadImage("the network gives numbers for it that are not finite")
             else:
                 cache.write(vector, rows[number].sha256, rows[number].view)
     return outcomes
 
 
 def read_encoded(row: Photo, folder: Path) -> bytes:
-    """The bytes of a row's photo, as TensorFlow reads them rightly. Raises BadImage where they are gone, or others by now."""
-    data = images.read_file(folder / row.path)
+    """The bytes of a row's photo, as TensorFlow reads them rightly. Raises PhotoChanged where they are gone, or others by now."""
+    try:
+        data = images.read_file(folder / row.path)
+    except BadImage as error:
+        raise PhotoChanged(str(error)) from error
     if files.sha256_bytes(data) != row.sha256:
-        raise BadImage("it changed while the run was going on; the next run takes it as it is then")
+        raise PhotoChanged("it changed while the run was going on; the next run takes it as it is then")
     # The scan has looked at the header of these very bytes.
     return images.readable_bytes(data) if row.reencode else data
 
@@ -248,11 +256,13 @@ def _same_index(path: Path, rows: Sequence[Photo]) -> bool:
 
 
 def _read_rows(rows: Sequence[Photo], cache: VectorCache) -> np.ndarray:
-    vectors = [cache.read(row.sha256, row.view) for row in rows]
-    for row, vector in zip(rows, vectors):
+    vectors = []
+    for row in rows:
+        vector = cache.read(row.sha256, row.view)
         if vector is None:
             raise UserError(f"{cache.path(row.sha256, row.view)} went away or was altered during the run; run again")
-    return np.stack(vectors)  # type: ignore[arg-type]
+        vectors.append(vector)
+    return np.stack(vectors)
 
 
 def read_statistics(folder: Path) -> Statistics:

@@ -288,12 +288,15 @@ def fingerprint(photos: Iterable[Photo]) -> str:
 
 
 def read_snapshot(path: Path, snapshot: str) -> Photos:
-    """The photos of a snapshot. Raises UserError where the file is not what was written, and removes it."""
+    """The photos of a snapshot, named by its fingerprint and perhaps a number behind a point.
+
+    Raises UserError where the file is not what was written, and removes it.
+    """
     try:
         photos = read_photos(path)
     except (OSError, ValueError, csv.Error):
         photos = Photos()
-    if fingerprint(photos) != snapshot:
+    if fingerprint(photos) != snapshot.partition(".")[0]:
         path.unlink(missing_ok=True)
         raise UserError(f"{path} was damaged or is gone; run again: it is made anew from the photos as they are then")
     return photos

@@ -13,6 +13,10 @@ class BadImage(Exception):
     """One photo cannot be used. The message is the reason, as it stands in ``skipped.csv``."""
 
 
+class PhotoChanged(BadImage):
+    """A photo's file is not as it was when the run began, or cannot be read any more; by the next run it may be again."""
+
+
 def first_line(error: BaseException) -> str:
     """What another library's error says, short enough to stand in a line of ours."""
     # Before what happened, TensorFlow tells where the node was made, and ends that with its name.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import shlex
@@ -198,12 +199,21 @@ class Export(QuietTask):
     def found(self) -> dict[str, Any]:
         """Parameters of the steps that the photos as they are now, the model and the start decide. Looks at the folder the first time."""
         photos = self.look()
-        snapshot = dataset.fingerprint(photos)
+        snapshot = self.snapshot_of(photos)
         kept = settings.paths(self.data).snapshot(self.data, snapshot)
         if not kept.is_file():
             kept.parent.mkdir(parents=True, exist_ok=True)
             dataset.write_photos(kept, photos)
         return self.found_in(snapshot)
+
+    def snapshot_of(self, photos: Photos) -> str:
+        """The name of these photos' snapshot: their fingerprint, with a number where an earlier run found that snapshot torn.
+
+        What that run made lacks some of the photos, and keeps the name: it is not what is made now that all are there again.
+        """
+        fingerprint = dataset.fingerprint(photos)
+        names = itertools.chain([fingerprint], (f"{fingerprint}.{number}" for number in itertools.count(2)))
+        return next(name for name in names if not settings.paths(self.data).torn(self.data, name).exists())
 
     def found_in(self, snapshot: str) -> dict[str, Any]:
         """The same for the photos of a snapshot."""
@@ -386,7 +396,7 @@ class Export(QuietTask):
             if not verdict["accepted"]:
                 self._say_rejected(report.folder, verdict)
                 return None
-            if (was_live := registry.live(self.exports)) and (damage := files.damage(was_live)):
+            if (was_live := registry.live(self.exports)) and (damage := files.damage(was_live, contents=True)):
                 console.warn(f"{shown(was_live)} is damaged ({damage}); a new version takes its place")
             return registry.publish(
                 [task.folder for task in parts],
@@ -486,7 +496,7 @@ def live_in_words(task: Export) -> str:
     live = registry.live(task.exports)
     if live is None:
         return "nothing"
-    if damage := files.damage(live):
+    if damage := files.damage(live, contents=True):
         return f"{shown(live)} (damaged, {damage}; python -m pipeline exports rollback {task.data} VERSION makes another one live)"
     return shown(live)
 

@@ -98,6 +98,11 @@ class Memory:
         lines = ((stamp.mtime_ns, stamp.ctime_ns, *photo) for stamp, photo in settled)
         files.write_sealed_csv(self._file, chain([self._HEADING], lines))
 
+    def forget(self, paths: Iterable[str]) -> None:
+        """Have these files read again by the next scan, whatever their stamps are."""
+        forgotten = set(paths)
+        self.keep(((stamp, photo) for stamp, photo in self._rows() if photo.path not in forgotten), _NEVER_NS)
+
 
 def of_folder(folder: Path, memory: Memory, report: Report = lambda done, total: None) -> Photos:
     """The photos in ``folder``, sorted by path, hashed and checked by their headers.

@@ -18,7 +18,7 @@ import logging
 import shlex
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,13 +38,14 @@ from pipeline import (
     images,
     indexing,
     luigi_program,
+    scan,
     settings,
     sources,
     tensorflow_import,
 )
 from pipeline.artifacts import Artifact, QuietTask
 from pipeline.console import shown
-from pipeline.dataset import Photos
+from pipeline.dataset import Photo, Photos
 from pipeline.errors import DataMissing, UserError
 from pipeline.extraction import Extraction
 from pipeline.fresh_process import FreshProcess
@@ -334,6 +335,12 @@ class ComputeBottlenecks(_AfterCheck):
         extraction = self.extraction()
         cache = extraction.cache(settings.paths().bottleneck_dir, backbone)
         filled = self._fill(photos, cache, extraction)
+        if filled.changed:  # by the next run they may be as they were: what is made without them must not be taken for its result
+            paths = settings.paths(self.data)
+            scan.Memory(paths.scan(self.data)).forget(filled.changed)
+            torn = paths.torn(self.data, self.snapshot)
+            torn.parent.mkdir(parents=True, exist_ok=True)
+            torn.touch()
         # A photo that failed only now may have been the last of its class in its split: check and split again.
         found = (photo._replace(split="", problem=filled.problems.get(photo.path, "")) for photo in photos)
         index = index_task.index_of(Photos(heapq.merge(found, skipped, key=dataset.in_order)))
@@ -357,6 +364,7 @@ class ComputeBottlenecks(_AfterCheck):
             "cached": filled.cached + filled_views.cached,
             "damaged": filled.damaged + filled_views.damaged,
             "views": len(views),
+            "changed": len(filled.changed),
             **indexing.figures(index),
         }
 
@@ -374,7 +382,7 @@ class ComputeBottlenecks(_AfterCheck):
             return network.load(self.requires()[1].folder, precision=self.precision, average=self.average_views)
 
         if not rows:
-            return bottlenecks.Filled(0, 0, [], {})
+            return bottlenecks.Filled(0, 0, [], {}, [])
         unit = "views" if rows[0].view else "photos"
         with self.progress("cached vectors") as checked, self.progress(unit) as report:
             filled = bottlenecks.compute(rows, Path(self.images), load, cache, drawn=extraction.drawn, checked=checked, report=report)
@@ -690,7 +698,7 @@ class Report(Artifact):
         from pipeline import report
 
         index, _, packed, training, classifier, judged, *formats = self.requires()
-        changes.write_photos(work / changes.PHOTOS, dataset.each_photo(index.folder / INDEX))
+        changes.write_photos(work / changes.PHOTOS, self._photos(index, packed))
         packed.statistics().write(work / checks.STATISTICS)
         checked = (files.read_manifest(Path(self.checked)) if self.checked else None) or {}
         found = {"since": checked.get("since"), "checks": checked.get("checks", [])}
@@ -714,6 +722,15 @@ class Report(Artifact):
             ),
         )
         return {**made, **found}
+
+    @staticmethod
+    def _photos(index: Artifact, packed: Artifact) -> Iterator[Photo]:
+        """The photos that the next run's are compared with: those of the index, but for what went away meanwhile."""
+        photos = dataset.each_photo(index.folder / INDEX)
+        if not packed.output().manifest().get("changed"):
+            return photos
+        kept = {photo.path for photo in dataset.each_photo(packed.folder / INDEX)}
+        return (photo for photo in photos if photo.path in kept)
 
     @property
     def settings(self) -> list[tuple[str, str, bool]]:

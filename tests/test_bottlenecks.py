@@ -120,6 +120,7 @@ def test_a_photo_that_fails_is_named_with_its_reason_and_the_others_go_on(folder
         "blue/005.png": "cannot be decoded, it is damaged or of a rare kind: broken in the middle",
         "blue/007.png": "the network gives numbers for it that are not finite",
     }
+    assert filled.changed == ["blue/001.png", "blue/003.png"]
     assert filled.computed == 56
 
 

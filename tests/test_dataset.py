@@ -170,6 +170,17 @@ def test_a_damaged_memory_is_no_memory(tmp_path: Path, monkeypatch: pytest.Monke
             assert memory.read_text() == whole  # put right
 
 
+def test_what_is_forgotten_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_photos(tmp_path / "photos", 3, ("red", "blue"))
+    monkeypatch.setattr(scan, "_RACY_NS", -(10**12))  # as if the photos had been lying there for long
+    before = look(tmp_path / "photos")
+    scan.Memory(tmp_path / "memory.csv").forget(["red/001.png", "never/seen.png"])
+    read = []
+    monkeypatch.setattr(scan, "_read", lambda folder, photo, real=scan._read: read.append(photo.path) or real(folder, photo))
+    assert look(tmp_path / "photos") == before
+    assert read == ["red/001.png"]
+
+
 def test_names_with_line_breaks_come_back_from_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_photos(tmp_path / "photos", 1, ("red",))
     for name in ("a\rb.png", "a\nb.png", 'a\r\n"b".png'):

@@ -572,6 +572,51 @@ def test_what_cannot_be_trusted_is_not_published(copy_of_finished: Project) -> N
     assert exported_bytes(copy_of_finished, "colours") == before
 
 
+def test_a_live_version_that_no_size_shows_to_be_damaged_is_named_by_the_next_candidate(copy_of_finished: Project) -> None:
+    project, live = copy_of_finished, copy_of_finished.live("colours")
+    flip_a_byte(live / "output_graph.pb")
+    rejected = project.export("--data", "colours", *FEW_STEPS, "--learning-rate", "0.02", "--gate-megabytes", "0.1")
+    stays = f"exports/colours/{live.name} (damaged, output_graph.pb was altered; python -m pipeline exports rollback"
+    assert stays in rejected.stdout.splitlines()[-1]
+    done = project.export("--data", "colours", *FEW_STEPS, "--learning-rate", "0.01")
+    assert f"warning: exports/colours/{live.name} is damaged (output_graph.pb was altered); a new version" in done.stderr
+
+
+AWAY_FOR_A_MOMENT = """
+import luigi, pathlib, pipeline
+from pipeline.tasks import ComputeBottlenecks
+photo, aside, make = pathlib.Path("data/colours/red/003.png"), pathlib.Path("aside.png"), ComputeBottlenecks.make
+
+def make_without_it(self, work):
+    photo.rename(aside)
+    try:
+        return make(self, work)
+    finally:
+        aside.rename(photo)
+
+ComputeBottlenecks.make = make_without_it
+luigi.build([pipeline.Export(data="colours", how_many_training_steps=300)], local_scheduler=True)
+"""
+
+
+def test_a_photo_that_is_away_for_a_moment_is_missing_from_that_run_alone(project: Project, finished: Project) -> None:
+    project.photos("colours")
+    without = project.run([sys.executable, "-c", AWAY_FOR_A_MOMENT])
+    first = project.live("colours")
+    assert "left out 1 of 30 (the first: red/003.png: cannot be read: No such file or directory)" in without.stderr
+    assert manifest(first)["photos"] == 29
+
+    done = project.export("--data", "colours", *FEW_STEPS)
+    assert done.returncode == 0, done.stderr
+    assert "bottlenecks of 30 photos: 29 from the cache, 1 computed" in done.stderr
+    assert done.stdout.splitlines()[1] == f"since    {first.name}: 1 photo added"
+    assert (manifest(project.live("colours"))["photos"], manifest(project.live("colours"))["skipped"]) == (30, 0)
+    assert exported_bytes(project, "colours") == exported_bytes(finished, "colours")
+    assert manifest(first)["key"] != manifest(project.live("colours"))["key"]
+    assert "nothing to do" in project.pipeline("plan", "--data", "colours", *FEW_STEPS).stdout
+    assert "nothing to do" in project.export("--data", "colours", *FEW_STEPS).stdout
+
+
 def test_outputs_that_are_damaged_or_gone_are_made_again_where_they_are_needed(copy_of_finished: Project, model_dir: Path) -> None:
     project = copy_of_finished
     model = project.own_models(model_dir)

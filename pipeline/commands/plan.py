@@ -41,7 +41,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _plan_of(export: Export) -> int:
-    from pipeline import dataset, disk, forecast, runs, settings, sources
+    from pipeline import disk, forecast, runs, settings, sources
     from pipeline.root import say_nothing_to_do
 
     paths = settings.paths(export.data)
@@ -53,7 +53,7 @@ def _plan_of(export: Export) -> int:
         console.say(f"FetchImages  would run: {what}; what follows is known when they are there")
         return 0
     photos = export.look()
-    export.found = export.found_in(dataset.fingerprint(photos))
+    export.found = export.found_in(export.snapshot_of(photos))
     if outcome := export.outcome:
         say_nothing_to_do(export, outcome)
         return 0
