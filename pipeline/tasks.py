@@ -334,39 +334,48 @@ class ComputeBottlenecks(_AfterCheck):
         backbone = backbones.load(model_task.folder)
         extraction = self.extraction()
         cache = extraction.cache(settings.paths().bottleneck_dir, backbone)
-        filled = self._fill(photos, cache, extraction)
-        if filled.changed:  # by the next run they may be as they were: what is made without them must not be taken for its result
-            paths = settings.paths(self.data)
-            scan.Memory(paths.scan(self.data)).forget(filled.changed)
-            torn = paths.torn(self.data, self.snapshot)
-            torn.parent.mkdir(parents=True, exist_ok=True)
-            torn.touch()
-        # A photo that failed only now may have been the last of its class in its split: check and split again.
-        found = (photo._replace(split="", problem=filled.problems.get(photo.path, "")) for photo in photos)
-        index = index_task.index_of(Photos(heapq.merge(found, skipped, key=dataset.in_order)))
+        fills = [self._fill(photos, cache, extraction)]
+        while True:  # with fewer photos each time, where one of them has no view
+            index = self._index_without({path: problem for filled in fills for path, problem in filled.problems.items()}, photos, skipped)
+            views = extraction.views_of(index.photos)
+            fills.append(self._fill(views, cache, extraction))
+            if not fills[-1].problems:
+                break
         for line in index.warnings:
             if line not in index_task.output().manifest()["warnings"]:  # these are said already
                 console.warn(f"{self.data}: {line}")
-        views = extraction.views_of(index.photos)
-        filled_views = self._fill(views, cache, extraction)
-        for path, problem in filled_views.problems.items():
-            raise UserError(f"{dataset.readable(path)}: {problem}; run again")
+        if changed := [path for filled in fills for path in filled.changed]:
+            self._mark_as_torn(changed)
         dataset.write_skipped(work / SKIPPED, index.skipped)
         with self.progress("rows") as report:
             bottlenecks.pack(index.photos.followed_by(views), cache, backbone.width, work, report)
+        computed_views = sum(filled.computed for filled in fills[1:])
         return {
             "data": self.data,
             "vectors": {
-                extraction.key(backbone): {"computed": filled.computed, "cached": filled.cached},
-                **({extraction.views_key(backbone): {"computed": filled_views.computed, "cached": filled_views.cached}} if views else {}),
+                extraction.key(backbone): {"computed": fills[0].computed, "cached": fills[0].cached},
+                **({extraction.views_key(backbone): {"computed": computed_views, "cached": fills[1].cached}} if views else {}),
             },
-            "computed": filled.computed + filled_views.computed,
-            "cached": filled.cached + filled_views.cached,
-            "damaged": filled.damaged + filled_views.damaged,
+            "computed": fills[0].computed + computed_views,
+            "cached": fills[0].cached + fills[1].cached,
+            "damaged": fills[0].damaged + fills[1].damaged,
             "views": len(views),
-            "changed": len(filled.changed),
+            "changed": len(changed),
             **indexing.figures(index),
         }
+
+    def _index_without(self, problems: dict[str, str], photos: Photos, skipped: Sequence[Photo]) -> indexing.Index:
+        """The photos checked and divided once more: one that failed only now may have been the last of its class in its split."""
+        found = (photo._replace(split="", problem=problems.get(photo.path, "")) for photo in photos)
+        return self.requires()[0].index_of(Photos(heapq.merge(found, skipped, key=dataset.in_order)))
+
+    def _mark_as_torn(self, changed: list[str]) -> None:
+        """By the next run these photos may be as they were: what is made without them must not be taken for its result then."""
+        paths = settings.paths(self.data)
+        scan.Memory(paths.scan(self.data)).forget(changed)
+        torn = paths.torn(self.data, self.snapshot)
+        torn.parent.mkdir(parents=True, exist_ok=True)
+        torn.touch()
 
     def _fill(self, rows: Photos, cache: VectorCache, extraction: Extraction) -> bottlenecks.Filled:
         """Compute what the cache lacks of ``rows``, and say what that came to."""

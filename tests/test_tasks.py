@@ -583,9 +583,10 @@ def test_a_live_version_that_no_size_shows_to_be_damaged_is_named_by_the_next_ca
 
 
 AWAY_FOR_A_MOMENT = """
-import luigi, pathlib, pipeline
+import luigi, pathlib, pipeline, sys
 from pipeline.tasks import ComputeBottlenecks
-photo, aside, make = pathlib.Path("data/colours/red/003.png"), pathlib.Path("aside.png"), ComputeBottlenecks.make
+photo, views = pathlib.Path("data/colours", sys.argv[1]), int(sys.argv[2])
+aside, make = pathlib.Path("aside.png"), ComputeBottlenecks.make
 
 def make_without_it(self, work):
     photo.rename(aside)
@@ -595,13 +596,14 @@ def make_without_it(self, work):
         aside.rename(photo)
 
 ComputeBottlenecks.make = make_without_it
-luigi.build([pipeline.Export(data="colours", how_many_training_steps=300)], local_scheduler=True)
+distorted = dict(flip_left_right=True, distorted_views=views) if views else {}
+luigi.build([pipeline.Export(data="colours", how_many_training_steps=300, **distorted)], local_scheduler=True)
 """
 
 
 def test_a_photo_that_is_away_for_a_moment_is_missing_from_that_run_alone(project: Project, finished: Project) -> None:
     project.photos("colours")
-    without = project.run([sys.executable, "-c", AWAY_FOR_A_MOMENT])
+    without = project.run([sys.executable, "-c", AWAY_FOR_A_MOMENT, "red/003.png", "0"])
     first = project.live("colours")
     assert "left out 1 of 30 (the first: red/003.png: cannot be read: No such file or directory)" in without.stderr
     assert manifest(first)["photos"] == 29
@@ -615,6 +617,18 @@ def test_a_photo_that_is_away_for_a_moment_is_missing_from_that_run_alone(projec
     assert manifest(first)["key"] != manifest(project.live("colours"))["key"]
     assert "nothing to do" in project.pipeline("plan", "--data", "colours", *FEW_STEPS).stdout
     assert "nothing to do" in project.export("--data", "colours", *FEW_STEPS).stdout
+
+
+def test_a_photo_whose_views_cannot_be_made_is_left_out(copy_of_finished: Project) -> None:
+    project = copy_of_finished
+    with open(the_run(project, "ComputeBottlenecks") / "index.csv", newline="") as rows:
+        path = next(row["path"] for row in csv.DictReader(rows) if row["split"] == "training" and row["label"] == "red")
+    without = project.run([sys.executable, "-c", AWAY_FOR_A_MOMENT, path, "2"])
+    version = project.live("colours")
+    assert f"left out 1 of 30 (the first: {path}: cannot be read: No such file or directory)" in without.stderr, without.stderr
+    assert manifest(version)["photos"] == 29
+    views = 2 * manifest(version)["splits"]["training"]
+    assert f"bottlenecks of {views} views: {views} from the cache, 0 computed" in without.stderr
 
 
 def test_outputs_that_are_damaged_or_gone_are_made_again_where_they_are_needed(copy_of_finished: Project, model_dir: Path) -> None:
