@@ -21,14 +21,15 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import changes, dataset, evaluation, files
 from pipeline.console import Report
-from pipeline.dataset import readable, shortened
+from pipeline.dataset import Photo, readable, shortened
+from pipeline.errors import UserError
 from pipeline.packed import INDEX, Packed
 
 if TYPE_CHECKING:
     from pipeline.classifier import Classifier
 
 ROWS_AT_ONCE = 4096
-TIMED_PHOTOS = 20
+TIMED_PHOTOS, TIMES = 20, 3
 
 
 @dataclass(frozen=True)
@@ -264,6 +265,8 @@ def measure_rival(
         labels: the candidate's, in the order of its outputs.
         same_vectors: whether the live model would compute the same bottlenecks as those in ``packed``, so that they serve it.
         load: the classifier of a folder, for where they do not.
+
+    Raises UserError where it is asked by the photos and one of them is not as it was when the run began.
     """
     manifest = files.read_json(version / files.MANIFEST)
     known = set(manifest["labels"])
@@ -280,15 +283,14 @@ def measure_rival(
     if same_vectors:
         theirs = _from_vectors(version, manifest, Packed(packed), [row for row, _ in asked])
     else:
-        theirs = _from_photos(load(version), [photos_folder / photo.path for _, photo in asked], progress)
-    answered = [number for number, answer in enumerate(theirs) if answer]
-    photos = [asked[number][1] for number in answered]
+        theirs = _from_photos(load(version), [photo for _, photo in asked], photos_folder, progress)
+    photos = [photo for _, photo in asked]
     return Rival(
         name=version.name,
         labels=manifest["labels"],
         truth=[photo.label for photo in photos],
-        candidate=[ours[kept[number]] for number in answered],
-        live=[theirs[number] for number in answered],
+        candidate=[ours[number] for number in kept],
+        live=theirs,
         tested=[photo.sha256 in before and before[photo.sha256].label == photo.label for photo in photos],
         learned=sum(learned),
         unknown=sum(is_unknown and not was_learned for is_unknown, was_learned in zip(unknown, learned)),
@@ -309,21 +311,25 @@ def _from_vectors(version: Path, manifest: dict[str, Any], packed: Packed, rows:
     return answers
 
 
-def _from_photos(classifier: Classifier, paths: Sequence[Path], progress: Report) -> list[str]:
-    """The label of each photo; "" where it cannot be read any more."""
-    answers = []
-    progress(0, len(paths))
-    for prediction in classifier.predict(paths):
-        answers.append(prediction.scores[0].label if prediction.scores else "")
-        progress(len(answers), len(paths))
+def _from_photos(classifier: Classifier, photos: Sequence[Photo], folder: Path, progress: Report) -> list[str]:
+    """The label of each photo. Raises UserError where one is not as it was: a verdict without it would be kept."""
+    answers: list[str] = []
+    progress(0, len(photos))
+    for photo, prediction in zip(photos, classifier.predict(folder / photo.path for photo in photos)):
+        if prediction.problem or files.sha256_file(prediction.path) != photo.sha256:
+            problem = prediction.problem or "it changed while the run was going on"
+            raise UserError(f"{readable(str(prediction.path))}: {problem}, so the live model cannot be asked about it; run again")
+        answers.append(prediction.scores[0].label)
+        progress(len(answers), len(photos))
     return answers
 
 
 def milliseconds_a_photo(classifier: Classifier, paths: Sequence[Path]) -> float:
-    """The median time for a photo, one at a time, after one that is not counted."""
-    times = []
-    for path in paths:
+    """The median time for a photo, one at a time: the fastest of TIMES for each, as what else the machine does is no matter."""
+
+    def once(path: Path) -> float:
         started = time.perf_counter()
         next(iter(classifier.predict([path])))
-        times.append(1000 * (time.perf_counter() - started))
-    return statistics.median(times[1:] or times)
+        return 1000 * (time.perf_counter() - started)
+
+    return statistics.median(min(once(path) for _ in range(TIMES)) for path in paths)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
+import re
 import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from conftest import Project, make_photos
 from scipy.stats import binom
 
+from pipeline import gate
 from pipeline.gate import Limits, Measured, Rival, Verdict, judge, paired, tail
 
 LIMITS = Limits(minimum_accuracy=0, margin=2, class_margin=10, significance=0.2, lost_labels=False, megabytes=0, milliseconds=0)
@@ -214,6 +220,53 @@ def test_another_network_is_compared_by_the_photos_themselves(copy_of_finished: 
     verdict = json.loads((project.live("colours") / "manifest.json").read_text())["verdict"]
     assert verdict["accepted"]
     assert "of 0001-" in verdict["words"]
+
+
+GONE_FROM_THE_GATE = """
+import luigi, pathlib, pipeline, sys
+from pipeline.tasks import Gate
+photo, make = pathlib.Path("data/colours", sys.argv[1]), Gate.make
+
+def make_without_it(self, work):
+    whole = photo.read_bytes()
+    photo.unlink() if sys.argv[2] == "gone" else photo.write_bytes(pathlib.Path("data/colours/red/000.png").read_bytes())
+    try:
+        return make(self, work)
+    finally:
+        photo.write_bytes(whole)
+
+Gate.make = make_without_it
+luigi.build([pipeline.Export(data="colours", how_many_training_steps=300, average_views="mirror")], local_scheduler=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"), [("gone", "cannot be read: No such file"), ("another", "it changed while the run was going on")]
+)
+def test_no_verdict_is_kept_that_lacks_a_photo(copy_of_finished: Project, how: str, reason: str) -> None:
+    project, before = copy_of_finished, copy_of_finished.live("colours")
+    with open(project.runs("ComputeBottlenecks")[0] / "index.csv", newline="") as rows:
+        path = next(row["path"] for row in csv.DictReader(rows) if row["split"] == "testing" and row["label"] == "blue")
+    done = project.run([sys.executable, "-c", GONE_FROM_THE_GATE, path, how])
+    assert re.search(rf"error: \S+{path}: {reason}.*, so the live model cannot be asked about it; run again\n", done.stderr), done.stderr
+    assert project.live("colours") == before
+    again = project.export("--data", "colours", "--how-many-training-steps", "300", "--average-views", "mirror")
+    assert again.returncode == 0, again.stderr
+    assert "verdict  accepted: " in again.stdout
+
+
+def test_what_else_the_machine_does_is_not_the_time_for_a_photo(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 0.0
+    taken = {"a": iter([9.0, 2.0, 3.0]), "b": iter([1.0, 9.0, 9.0]), "c": iter([9.0, 9.0, 4.0])}
+
+    class Busy:
+        def predict(self, paths: list[Path]) -> Iterator[None]:
+            nonlocal clock
+            clock += next(taken[paths[0].name]) / 1000
+            yield None
+
+    monkeypatch.setattr(gate.time, "perf_counter", lambda: clock)
+    assert gate.milliseconds_a_photo(Busy(), [Path("a"), Path("b"), Path("c")]) == pytest.approx(2)  # type: ignore[arg-type]
 
 
 def test_a_class_that_is_gone_does_not_go_live(copy_of_finished: Project) -> None:
