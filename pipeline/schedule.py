@@ -161,7 +161,10 @@ def data_sets() -> list[str]:
 
 def _is_used(data: str) -> bool:
     paths = settings.paths(data)
-    return sources.has_photos(Export(data=data).photos_folder) or registry.live(paths.exports / data) is not None
+    try:
+        return sources.has_photos(Export(data=data).photos_folder) or registry.live(paths.exports / data) is not None
+    except OSError:  # a folder that cannot be read: its own run says so, and the others go on
+        return True
 
 
 # --- Who is told --------------------------------------------------------------------------------------------------------

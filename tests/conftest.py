@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import luigi
 import numpy as np
 import pytest
+from luigi.configuration import get_config
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -114,6 +116,20 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def project(tmp_path: Path, model_dir: Path) -> Project:
     return Project(tmp_path / "project", model_dir)
+
+
+@pytest.fixture
+def inside(project: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
+    """Stand in the project's folder, with its luigi.cfg read, as after ``cd``."""
+    monkeypatch.chdir(project.root)
+    config = get_config()
+    config.read(project.root / "luigi.cfg")
+    luigi.task_register.Register.clear_instance_cache()
+    yield project
+    config.defaults().clear()
+    for section in config.sections():
+        config.remove_section(section)
+    luigi.task_register.Register.clear_instance_cache()
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import configparser
+import errno
 import json
+import os
 import re
 import resource
 import shutil
@@ -16,7 +18,7 @@ from typing import Any
 import pytest
 from conftest import BIN, REPOSITORY, Project, make_photos
 
-from pipeline import nights
+from pipeline import nights, schedule, sources
 from pipeline.__main__ import main
 
 SETTINGS = "[Export]\nhow_many_training_steps = 300\n"
@@ -119,6 +121,21 @@ def test_all_profiles_are_retrained_and_one_that_fails_stops_no_other(colours: P
     assert "'learning_rat' is unknown" in record(colours, "aaa-broken", "2026-11-01")["reasons"][0]
     assert "no photos in" in record(colours, "gone", "2026-11-01")["reasons"][0]
     assert "begins without a section" in record(colours, "unreadable", "2026-11-01")["reasons"][0]
+
+
+def test_a_folder_that_cannot_be_read_is_for_its_own_run_to_say(inside: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("healthy", "locked"):
+        inside.profile(name, SETTINGS)
+        inside.photos(name, 4)
+    has_photos = sources.has_photos
+
+    def refusing(folder: Path) -> bool:
+        if folder.name == "locked":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        return has_photos(folder)
+
+    monkeypatch.setattr(sources, "has_photos", refusing)
+    assert schedule.data_sets() == ["healthy", "locked"]
 
 
 def test_without_any_photos_all_is_said_to_be_missing(project: Project) -> None:

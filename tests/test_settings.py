@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import luigi
@@ -13,20 +12,6 @@ from luigi.configuration import get_config
 
 from pipeline import Export, files, root, settings
 from pipeline.errors import UserError
-
-
-@pytest.fixture
-def inside(project: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
-    """Stand in the project's folder, with its luigi.cfg read, as after ``cd``."""
-    monkeypatch.chdir(project.root)
-    config = get_config()
-    config.read(project.root / "luigi.cfg")
-    luigi.task_register.Register.clear_instance_cache()
-    yield project
-    config.defaults().clear()
-    for section in config.sections():
-        config.remove_section(section)
-    luigi.task_register.Register.clear_instance_cache()
 
 
 def test_profile_beats_luigi_cfg_beats_default(inside: Project) -> None:
