@@ -154,6 +154,8 @@ def _opened(data: bytes) -> Iterator[ImageFile]:
     except Image.DecompressionBombError:
         raise BadImage(f"more than {MAX_PIXELS:,} pixels") from None
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise  # the machine's lack and not the photo's
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadImage(f"the {kind or 'image'} file is damaged: {reason}") from error
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import struct
 import zlib
@@ -223,3 +224,13 @@ def test_one_distortion_leaves_what_others_draw_as_it_is() -> None:
     flipped = images.Distortions(flip_left_right=True)
     both = images.Distortions(flip_left_right=True, random_brightness=30)
     assert [flipped.drawn("a", view, 0)[3] for view in range(20)] == [both.drawn("a", view, 0)[3] for view in range(20)]
+
+
+@pytest.mark.parametrize(("number", "expected"), [(errno.EMFILE, OSError), (errno.ENOMEM, OSError), (errno.EIO, BadImage)])
+def test_what_the_machine_lacks_is_not_the_photos_fault(monkeypatch: pytest.MonkeyPatch, number: int, expected: type) -> None:
+    def fails(data: bytes, kind: str) -> None:
+        raise OSError(number, "no more")
+
+    monkeypatch.setattr(images, "_open", fails)
+    with pytest.raises(expected, match="no more"):
+        images.read_header(b"BM")
