@@ -268,6 +268,12 @@ def export_lite(trained: Trained, exported: Path, folder: Path, kind: str) -> di
         )
 
 
+def test_lite_is_fitted_to_all_photos_or_not_made(exported: Path, trained: Trained, tmp_path: Path) -> None:
+    photos = tflite.representative(trained.packed, tmp_path / "moved away", 224)
+    with pytest.raises(UserError, match=r"cannot be read: No such file or directory, so nothing can be fitted to it; run again"):
+        tflite.convert(exported / "output_graph.pb", "final_result", "int8", lambda: photos)
+
+
 def test_lite_is_compared_with_training_and_says_what_it_takes(
     trained: Trained, exported: Path, lite: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 
 from pipeline import bottlenecks, dataset, files, network
 from pipeline.console import Report
+from pipeline.dataset import readable
 from pipeline.errors import BadImage, UserError, first_line
 from pipeline.export import saved_model
 from pipeline.export.agreement import Run, TestSplit, Tolerance, measure
@@ -102,6 +103,8 @@ def convert(graph: Path, final_tensor_name: str, kind: str, fitted_to: Callable[
             converter.target_spec.supported_ops = [tf2.lite.OpsSet.TFLITE_BUILTINS_INT8]
         try:
             return bytes(converter.convert())
+        except UserError:
+            raise
         except Exception as error:  # the converter has many kinds
             failure = error
     raise UserError(
@@ -124,14 +127,14 @@ def _write_float_branch(folder: Path, graph: Path, final_tensor_name: str) -> No
 
 
 def representative(packed: Path, folder: Path, size: int) -> Iterator[np.ndarray]:
-    """Pixels of training photos of all classes, those that are still as they were."""
+    """Pixels of training photos of all classes. Raises UserError where one is not as it was: the file would be fitted to fewer."""
     training = [photo for photo in dataset.each_photo(packed / INDEX) if photo.split == dataset.TRAINING and not photo.view]
     decode = network.decoder(size)
     for photo in training[:: max(1, -(-len(training) // REPRESENTATIVE))]:
         try:
             encoded = bottlenecks.read_encoded(photo, folder)
-        except BadImage:
-            continue
+        except BadImage as error:
+            raise UserError(f"{readable(photo.path)}: {error}, so nothing can be fitted to it; run again") from error
         yield decode(encoded)
 
 
