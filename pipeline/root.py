@@ -48,6 +48,7 @@ from pipeline.tasks import (
     SKIPPED,
     CheckDrift,
     CheckPhotos,
+    ComputeBottlenecks,
     ExportGraph,
     FetchImages,
     FolderOfPhotos,
@@ -201,19 +202,22 @@ class Export(QuietTask):
         photos = self.look()
         snapshot = self.snapshot_of(photos)
         kept = settings.paths(self.data).snapshot(self.data, snapshot)
-        if not kept.is_file():
+        if not kept.is_file() or not kept.stat().st_size:  # empty after a power cut, perhaps
             kept.parent.mkdir(parents=True, exist_ok=True)
             dataset.write_photos(kept, photos)
         return self.found_in(snapshot)
 
     def snapshot_of(self, photos: Photos) -> str:
-        """The name of these photos' snapshot: their fingerprint, with a number where an earlier run found that snapshot torn.
+        """The name of these photos' snapshot: their fingerprint, with a number where an earlier run could not read all of them.
 
         What that run made lacks some of the photos, and keeps the name: it is not what is made now that all are there again.
         """
         fingerprint = dataset.fingerprint(photos)
         names = itertools.chain([fingerprint], (f"{fingerprint}.{number}" for number in itertools.count(2)))
-        return next(name for name in names if not settings.paths(self.data).torn(self.data, name).exists())
+        return next(name for name in names if not self._bottlenecks(name).is_torn)
+
+    def _bottlenecks(self, snapshot: str) -> ComputeBottlenecks:
+        return self.clone(ComputeBottlenecks, **self.found_in(snapshot))
 
     def found_in(self, snapshot: str) -> dict[str, Any]:
         """The same for the photos of a snapshot."""

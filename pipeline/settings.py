@@ -61,9 +61,9 @@ class Paths:
     def snapshot(self, data: str, snapshot: str) -> Path:
         return self.store / "snapshots" / f"{data}-{snapshot}.csv"
 
-    def torn(self, data: str, snapshot: str) -> Path:
-        """There where photos of the snapshot went away, or became others, before a run had read them."""
-        return self.store / "torn" / f"{data}-{snapshot}"
+    def torn(self, key: str) -> Path:
+        """There where the output of this key lacks photos that went away, or became others, before the run had read them."""
+        return self.store / "torn" / key
 
     def scan(self, data: str) -> Path:
         return self.store / "scans" / f"{data}.csv"

@@ -186,8 +186,11 @@ class _Check(Artifact):
         return settings.paths(self.data).exports / self.data / self.live_version
 
     def has_kept(self, name: str) -> bool:
-        """Whether there is a live version, with a whole file ``name`` in it."""
-        return bool(self.live_version) and not files.damage(self.live_folder, contents=True, names=[name])
+        """Whether there is a live version, with a whole file ``name`` in it. Raises UserError where that cannot be said."""
+        damage = files.damage(self.live_folder, contents=True, names=[name]) if self.live_version else ""
+        if "cannot be read" in damage:
+            raise UserError(f"{self.live_folder}: {damage}, so the photos cannot be compared; mend that, then run again")
+        return bool(self.live_version) and not damage
 
     def stop(self, stopping: Sequence[str]) -> None:
         """Raise UserError where a check that is in ``stopping`` came to nothing fine."""
@@ -290,6 +293,8 @@ class DownloadModel(Artifact):
         )
         with self.progress("B") as report:
             backbone, guessed = backbones.make(self.model, work, settings.paths().store / "downloads", described, report)
+        if backbones.is_path(self.model) and backbones.identify(self.model) != self.model_identity:
+            raise UserError(f"model = {self.model} changed while it was read; run again")
         if guessed:
             console.warn(f"{backbone.name}: guessed from the model: {', '.join(guessed)}; say otherwise with the parameters of these names")
         return {"backbone": dataclasses.asdict(backbone), "guessed": guessed}
@@ -304,7 +309,7 @@ def absolute_model(model: str) -> str:
 class ComputeBottlenecks(_AfterCheck):
     """The vectors of all photos, cached one by one and packed into a matrix."""
 
-    VERSION = "1"
+    VERSION = "2"
 
     images = luigi.Parameter(default="", positional=False, significant=False, description="folder of the photos, if it is not data/NAME")
     precision = choice(
@@ -344,8 +349,8 @@ class ComputeBottlenecks(_AfterCheck):
         for line in index.warnings:
             if line not in index_task.output().manifest()["warnings"]:  # these are said already
                 console.warn(f"{self.data}: {line}")
-        if changed := [path for filled in fills for path in filled.changed]:
-            self._mark_as_torn(changed)
+        changed = [path for filled in fills for path in filled.changed]
+        self._mark_as_torn(changed)
         dataset.write_skipped(work / SKIPPED, index.skipped)
         with self.progress("rows") as report:
             bottlenecks.pack(index.photos.followed_by(views), cache, backbone.width, work, report)
@@ -369,11 +374,19 @@ class ComputeBottlenecks(_AfterCheck):
         found = (photo._replace(split="", problem=problems.get(photo.path, "")) for photo in photos)
         return self.requires()[0].index_of(Photos(heapq.merge(found, skipped, key=dataset.in_order)))
 
+    @property
+    def is_torn(self) -> bool:
+        """Whether the output lacks photos that a run could not read as they were when it began."""
+        return settings.paths().torn(self.key).exists()
+
     def _mark_as_torn(self, changed: list[str]) -> None:
         """By the next run these photos may be as they were: what is made without them must not be taken for its result then."""
         paths = settings.paths(self.data)
+        torn = paths.torn(self.key)
+        if not changed:
+            torn.unlink(missing_ok=True)
+            return
         scan.Memory(paths.scan(self.data)).forget(changed)
-        torn = paths.torn(self.data, self.snapshot)
         torn.parent.mkdir(parents=True, exist_ok=True)
         torn.touch()
 
@@ -734,12 +747,19 @@ class Report(Artifact):
 
     @staticmethod
     def _photos(index: Artifact, packed: Artifact) -> Iterator[Photo]:
-        """The photos that the next run's are compared with: those of the index, but for what went away meanwhile."""
-        photos = dataset.each_photo(index.folder / INDEX)
-        if not packed.output().manifest().get("changed"):
-            return photos
-        kept = {photo.path for photo in dataset.each_photo(packed.folder / INDEX)}
-        return (photo for photo in photos if photo.path in kept)
+        """The photos that the next run's are compared with: those of the index, but for what went away meanwhile.
+
+        Their splits are those of the training, which were made anew where a photo failed.
+        """
+        changed = packed.output().manifest()["changed"]
+        trained = dataset.each_photo(packed.folder / INDEX)
+        following = next(trained, None)
+        for photo in dataset.each_photo(index.folder / INDEX):
+            if following and dataset.in_order(following) == dataset.in_order(photo):
+                yield following
+                following = next(trained, None)
+            elif not changed:
+                yield photo
 
     @property
     def settings(self) -> list[tuple[str, str, bool]]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import Project, make_photos
 
-from pipeline import changes, files
+from pipeline import changes, dataset, files
 from pipeline.dataset import Photo
+from pipeline.packed import INDEX
+from pipeline.tasks import Report
 
 
 def photos(*rows: str) -> list[Photo]:
@@ -107,6 +110,18 @@ def test_every_change_of_the_photos_is_handled_and_said(copy_of_finished: Projec
     assert (project.live("colours") / "labels.txt").read_text() == "green\nred\nyellow\n"
     predicted = project.pipeline("predict", "colours", "data/colours/yellow/000.png")
     assert predicted.stdout.split()[1] == "yellow"
+
+
+@pytest.mark.parametrize("changed", [0, 1])
+def test_a_version_has_the_splits_that_it_was_trained_with(tmp_path: Path, changed: int) -> None:
+    photos = [Photo(f"red/{name}.png", "red", f"{number:064x}", split="training") for number, name in enumerate("abcd")]
+    trained = [photos[0], photos[2]._replace(split="testing"), photos[3], photos[0]._replace(view=1)]  # the second one failed
+    for name, rows in (("index", photos), ("packed", trained)):
+        (tmp_path / name).mkdir()
+        dataset.write_photos(tmp_path / name / INDEX, rows)
+    index, packed = (SimpleNamespace(folder=tmp_path / name) for name in ("index", "packed"))
+    packed.output = lambda: SimpleNamespace(manifest=lambda: {"changed": changed})
+    assert list(Report._photos(index, packed)) == [photos[0], *([] if changed else [photos[1]]), *trained[1:3]]  # type: ignore[arg-type]
 
 
 def test_a_version_that_does_not_say_what_its_photos_were_is_no_failure(copy_of_finished: Project) -> None:

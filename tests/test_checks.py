@@ -13,6 +13,7 @@ from pipeline.checks import Before, Limits
 from pipeline.dataset import Photo, Photos
 from pipeline.errors import UserError
 from pipeline.packed import INDEX, PACKED
+from pipeline.tasks import CheckPhotos
 
 LIMITS = Limits(photos_fall=50, class_share=10, relabelled=10, unreadable=20)
 
@@ -172,3 +173,13 @@ def test_labels_that_were_swapped_stop_a_run_that_is_told_to(copy_of_finished: P
         "error: stop_on = photo: none, or any of photos, labels, relabelled, shares, drift, duplicates with commas between is allowed"
         in refused.stderr
     )
+
+
+def test_a_disk_that_does_not_answer_is_no_version_without_photos(inside: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No comparison would be kept as one that found nothing."""
+    task = CheckPhotos(data="mine", snapshot="0", live_version="0001-0")
+    monkeypatch.setattr(files, "damage", lambda folder, **_: "photos.csv.gz cannot be read: Input/output error")
+    with pytest.raises(UserError, match=r"exports/mine/0001-0: photos.csv.gz cannot be read: .*; mend that, then run again"):
+        task.has_kept("photos.csv.gz")
+    monkeypatch.setattr(files, "damage", lambda folder, **_: "photos.csv.gz is missing")
+    assert not task.has_kept("photos.csv.gz")

@@ -23,6 +23,7 @@ from pipeline import backbones, fetch, files
 from pipeline.backbones import formats, hub_cache, labels
 from pipeline.backbones.frozen import Description
 from pipeline.errors import UserError
+from pipeline.tasks import DownloadModel
 from pipeline.tensorflow_v1 import tf, tf2
 
 # --- Frozen graphs -----------------------------------------------------------------------------------------------------
@@ -490,6 +491,9 @@ def test_what_was_fetched_is_pinned_on_first_use(
         tar.add(tmp_path / "saved", "features")
     folder, _ = make(model, tmp_path, HUB_INPUT)
     assert_same(folder, native)
+    (pin,) = tmp_path.rglob("*.sha256")
+    os.truncate(pin, 0)  # as a power cut leaves it
+    assert_same(make(model, tmp_path, HUB_INPUT)[0], native)
     first = backbones.load(folder).weights_sha256
     assert first == (files.sha256_file(archive) if name.endswith("gz") else files.sha256_folder(tmp_path / "saved"))
 
@@ -502,6 +506,18 @@ def test_what_was_fetched_is_pinned_on_first_use(
         make(model, tmp_path, HUB_INPUT)
     Path(str(error.value).split("remove ")[1].removesuffix(" and run again")).unlink()
     assert_same(make(model, tmp_path, HUB_INPUT)[0], native)
+
+
+def test_a_model_that_changes_while_it_is_read_has_no_key(inside: Project, tmp_path: Path) -> None:
+    saved_model(tmp_path / "saved")
+    named = {"model": str(tmp_path / "saved"), "model_mean": 0.0, "model_std": 255.0}
+    (tmp_path / "work").mkdir()
+    with pytest.raises(UserError, match=r"model = \S+/saved changed while it was read; run again"):
+        DownloadModel(model_identity="sha256:of another", **named).make(tmp_path / "work")
+    shutil.rmtree(tmp_path / "work")
+    (tmp_path / "work").mkdir()
+    made = DownloadModel(model_identity=backbones.identify(named["model"]), **named).make(tmp_path / "work")
+    assert made["backbone"]["name"] == "saved"
 
 
 def test_a_hub_module_by_the_address_of_its_archive_takes_values_from_0_to_1(tmp_path: Path, served: tuple[Path, str]) -> None:

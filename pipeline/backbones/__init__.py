@@ -231,7 +231,7 @@ def _fetched(address: str, path: Path, sha256: str, downloads: Path) -> Iterator
     """
     pin = downloads / f"{_download_name(address)}.sha256"
     try:
-        pinned = pin.read_text().strip() if pin.is_file() else sha256
+        pinned = (pin.read_text().strip() if pin.is_file() else "") or sha256  # empty after a power cut, perhaps
         if sha256 != pinned:
             raise UserError(
                 f"{address} is not what it was: its sha256 is {sha256}, and was {pinned} when it was first used; "
