@@ -78,7 +78,7 @@ def compute(
     """
     unique = np.sort(rows.unique())
     chunks = [unique[start : start + ROWS_PER_CHUNK] for start in range(0, len(unique), ROWS_PER_CHUNK)]
-    found = [np.zeros(0, int)]
+    found: list[np.ndarray] = [np.zeros(0, int)]
     looked_at = 0
     checked(looked_at, len(unique))
     for chunk, lacking in zip(chunks, map_in_threads(lambda chunk: [not _is_cached(rows[row], cache) for row in chunk], chunks)):
