@@ -34,7 +34,7 @@ def write_photos(path: Path, photos: Iterable[Photo]) -> None:
     with (
         files.open_atomic(path, "wb") as raw,
         gzip.GzipFile("", "wb", 1, raw, mtime=0) as packed,  # what it holds is mostly hashes, which no level makes smaller
-        io.TextIOWrapper(packed, encoding="utf-8", errors="surrogateescape", newline="") as file,
+        io.TextIOWrapper(packed, **files.AS_ON_DISK) as file,
     ):
         writer = files.csv_writer(file)
         writer.writerow(_COLUMNS)
@@ -43,7 +43,7 @@ def write_photos(path: Path, photos: Iterable[Photo]) -> None:
 
 def each_photo(path: Path) -> Iterator[Photo]:
     """Read what ``write_photos`` wrote, a photo at a time."""
-    with gzip.open(path, "rt", encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with gzip.open(path, "rt", **files.AS_ON_DISK) as file:
         rows = csv.reader(file)
         next(rows, None)
         for name, label, sha256, split in rows:

@@ -225,7 +225,7 @@ def write_photos(path: Path, photos: Iterable[Photo]) -> None:
 
 def each_photo(path: Path) -> Iterator[Photo]:
     """Read an index that ``write_photos`` wrote, a row at a time."""
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with open(path, **files.AS_ON_DISK) as file:
         rows = csv.reader(file)
         next(rows, None)
         yield from map(from_texts, rows)
@@ -256,7 +256,7 @@ def write_skipped(path: Path, skipped: Iterable[Photo]) -> None:
 
 def read_skipped(path: Path) -> list[Photo]:
     """Read what ``write_skipped`` wrote."""
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with open(path, **files.AS_ON_DISK) as file:
         return [Photo(row["path"], row["label"], problem=row["reason"]) for row in csv.DictReader(file)]
 
 

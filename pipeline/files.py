@@ -36,18 +36,19 @@ def csv_writer(file: IO[str]) -> Any:
     return csv.writer(_LineFeeds(file))
 
 
-_AS_ON_DISK: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+AS_ON_DISK: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+"""How a table with paths in it is opened: they come back as they are on the disk, be they UTF-8 or not, and with line breaks in them."""
 
 
 def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
     """Write a table, paths in it as they are on the disk, whole or not at all."""
-    with open_atomic(path, **_AS_ON_DISK) as file:
+    with open_atomic(path, **AS_ON_DISK) as file:
         csv_writer(file).writerows(rows)
 
 
 def write_sealed_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
     """Write a table as ``write_csv`` does, after a line with the SHA-256 of the rest, for ``open_sealed_csv``."""
-    with open_atomic(path, **_AS_ON_DISK) as file:
+    with open_atomic(path, **AS_ON_DISK) as file:
         seal = file.write(f"{'':64}\n")
         csv_writer(file).writerows(rows)
         file.flush()
@@ -66,7 +67,7 @@ def open_sealed_csv(path: Path) -> Iterator[IO[str]]:
         if seal != f"{_sha256_of_rest(file)}\n".encode():
             raise ValueError(f"{path} was altered")
         file.seek(len(seal))
-        yield io.TextIOWrapper(file, **_AS_ON_DISK)
+        yield io.TextIOWrapper(file, **AS_ON_DISK)
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -207,6 +208,10 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     write_json(folder / MANIFEST, {**manifest, "files": listed})
 
 
+UNREADABLE = "cannot be read"
+"""In the words for a damage: the file may be whole, and the disk is not there."""
+
+
 def damage(folder: Path, *, contents: bool = False, names: Sequence[str] | None = None) -> str:
     """What is wrong with a finished folder, in words; nothing where its files are those that its manifest lists.
 
@@ -229,7 +234,7 @@ def damage(folder: Path, *, contents: bool = False, names: Sequence[str] | None 
             if contents and sha256_file(path) != listed["sha256"]:
                 return f"{name} was altered"
         except OSError as error:
-            return f"{name} cannot be read: {error.strerror}"
+            return f"{name} {UNREADABLE}: {error.strerror}"
     return ""
 
 

@@ -214,10 +214,7 @@ class Export(QuietTask):
         """
         fingerprint = dataset.fingerprint(photos)
         names = itertools.chain([fingerprint], (f"{fingerprint}.{number}" for number in itertools.count(2)))
-        return next(name for name in names if not self._bottlenecks(name).is_torn)
-
-    def _bottlenecks(self, snapshot: str) -> ComputeBottlenecks:
-        return self.clone(ComputeBottlenecks, **self.found_in(snapshot))
+        return next(name for name in names if not self.clone(ComputeBottlenecks, **self.found_in(name)).is_torn)
 
     def found_in(self, snapshot: str) -> dict[str, Any]:
         """The same for the photos of a snapshot."""

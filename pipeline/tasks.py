@@ -188,7 +188,7 @@ class _Check(Artifact):
     def has_kept(self, name: str) -> bool:
         """Whether there is a live version, with a whole file ``name`` in it. Raises UserError where that cannot be said."""
         damage = files.damage(self.live_folder, contents=True, names=[name]) if self.live_version else ""
-        if "cannot be read" in damage:
+        if files.UNREADABLE in damage:
             raise UserError(f"{self.live_folder}: {damage}, so the photos cannot be compared; mend that, then run again")
         return bool(self.live_version) and not damage
 
@@ -380,7 +380,10 @@ class ComputeBottlenecks(_AfterCheck):
         return settings.paths().torn(self.key).exists()
 
     def _mark_as_torn(self, changed: list[str]) -> None:
-        """By the next run these photos may be as they were: what is made without them must not be taken for its result then."""
+        """By the next run these photos may be as they were: what is made without them must not be taken for its result then.
+
+        Where there are none, a mark that an earlier try left goes.
+        """
         paths = settings.paths(self.data)
         torn = paths.torn(self.key)
         if not changed:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -178,8 +180,17 @@ def test_labels_that_were_swapped_stop_a_run_that_is_told_to(copy_of_finished: P
 def test_a_disk_that_does_not_answer_is_no_version_without_photos(inside: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """No comparison would be kept as one that found nothing."""
     task = CheckPhotos(data="mine", snapshot="0", live_version="0001-0")
-    monkeypatch.setattr(files, "damage", lambda folder, **_: "photos.csv.gz cannot be read: Input/output error")
+    live = inside.root / "exports/mine/0001-0"
+    live.mkdir(parents=True)
+    (live / "photos.csv.gz").write_bytes(b"a list")
+    files.write_manifest(live, {"key": "0"})
+    assert task.has_kept("photos.csv.gz")
+
+    def does_not_answer(path: Path) -> str:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(files, "sha256_file", does_not_answer)
     with pytest.raises(UserError, match=r"exports/mine/0001-0: photos.csv.gz cannot be read: .*; mend that, then run again"):
         task.has_kept("photos.csv.gz")
-    monkeypatch.setattr(files, "damage", lambda folder, **_: "photos.csv.gz is missing")
+    (live / "photos.csv.gz").unlink()
     assert not task.has_kept("photos.csv.gz")
