@@ -1,6 +1,6 @@
 """Mistakes on the command line of ``luigi``, said in one line where Luigi has a traceback or a page of usage.
 
-What goes wrong before ``--module pipeline`` is imported is out of reach: a ``luigi.cfg`` that cannot be read, another module.
+What goes wrong before ``--module pipeline`` is imported is out of reach: a ``luigi.cfg`` that cannot be parsed, another module.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from luigi.cmdline_parser import CmdlineParser
 from luigi.configuration import get_config
 from luigi.task_register import TaskClassNotFoundException
 
-from pipeline import console
+from pipeline import console, settings
+from pipeline.errors import UserError
 
 FAILED = 30
 WRONG_USAGE = 2  # as argparse has it
@@ -38,7 +39,7 @@ def has_central_scheduler() -> bool:
 
 
 def say_in_one_line() -> None:
-    """From here on, a wrong option and an unknown task are a line each."""
+    """From here on, a wrong option, an unknown task and a start outside a project are a line each."""
 
     def wrong_option(parser: argparse.ArgumentParser, message: str) -> NoReturn:
         known = [option for option in parser._option_string_actions if not option.startswith("--Export-")]
@@ -61,7 +62,17 @@ def say_in_one_line() -> None:
         console.complain(f"{str(error).partition('. ')[0]}; the one to run is: {EXPORT}")
         raise SystemExit(FAILED)
 
+    make_task = CmdlineParser.get_task_obj
+
+    def in_a_project(parser: CmdlineParser) -> Any:
+        try:
+            settings.project()
+        except UserError as error:  # without luigi.cfg Luigi would look for a central scheduler, and might end with 0
+            refuse(str(error))
+        return make_task(parser)
+
     CmdlineParser._build_parser = staticmethod(without_abbreviations)
+    CmdlineParser.get_task_obj = in_a_project
     argparse.ArgumentParser.error = wrong_option  # type: ignore[assignment, method-assign]
     sys.excepthook = unknown_task
 

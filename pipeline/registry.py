@@ -161,11 +161,15 @@ def _make_live(version: Path, copies: Copies) -> None:
 
 
 def pinned(exports: Path) -> set[str]:
-    """The names of the versions that are never pruned."""
+    """The names of the versions that are never pruned. Raises UserError where they cannot be known."""
     try:
         return set((exports / PINNED).read_text(encoding="utf-8").split())
     except FileNotFoundError:
         return set()
+    except UnicodeDecodeError:
+        raise UserError(
+            f"{exports / PINNED} is damaged, it is not UTF-8; write the versions into it that are to be kept, a line each, or remove it"
+        ) from None
 
 
 def pin(version: Path, keep: bool, note_waiting: files.Waiting) -> None:
@@ -208,6 +212,7 @@ def superfluous(exports: Path, keep: int) -> list[Path]:
 def prune(exports: Path, keep: int, note_waiting: files.Waiting) -> list[Path]:
     """Remove the superfluous versions; return what they were."""
     with files.locked(exports / ".lock", waiting=note_waiting):
+        files.sweep(exports)  # what a prune that was killed had renamed
         gone = superfluous(exports, keep)
         for version in gone:
             # Renamed first: a reader finds a version whole or not at all.

@@ -110,12 +110,9 @@ class Export(QuietTask):
         for name in luigi_program.given_empty(cls.get_task_family(), [name for name, _ in params]):
             luigi_program.refuse(f"--{name.replace('_', '-')} is given without a value; give it one, or leave it out")
         try:
-            settings.project()
             data = kwargs.get("data") or dict(params)["data"].task_value(cls.get_task_family(), "data")
             values = settings.profile(data).export
-        except UserError as error:
-            if "no luigi.cfg" in str(error):  # without it Luigi would look for a central scheduler, and exit with 0 in the end
-                luigi_program.refuse(str(error))
+        except UserError:
             values = {}  # run() says what is wrong with the profile
         given_globally = getattr(CmdlineParser.get_instance(), "known_args", None)
         for name, parameter in params:

@@ -131,7 +131,8 @@ def project() -> Path:
         if candidate.name == "luigi.cfg" and candidate.is_file() and get_config().has_section("paths"):
             return candidate.resolve().parent
     raise UserError(
-        f"no luigi.cfg with a section [paths] in {Path.cwd()}; start from the project's folder, or name its luigi.cfg in LUIGI_CONFIG_PATH"
+        f"no luigi.cfg with a section [paths] that can be read in {Path.cwd()}; "
+        "start from the project's folder, or name its luigi.cfg in LUIGI_CONFIG_PATH"
     )
 
 

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import re
 import shutil
 import threading
 from pathlib import Path
 
 import pytest
+from conftest import Project
 
 from pipeline import files, registry
+from pipeline.__main__ import main
 from pipeline.errors import UserError
 
 
@@ -124,6 +127,27 @@ def test_rolling_back_and_what_may_go(tmp_path: Path) -> None:
         registry.roll_back(two, print)
     assert registry.live(exports) == three
     assert publish(tmp_path, "d" * 16).name == "0004-dddddddd"
+
+
+def test_a_prune_clears_what_a_killed_one_left(tmp_path: Path) -> None:
+    version = publish(tmp_path, KEYS[0])
+    shutil.copytree(version, left := version.with_name(".0000-aaaaaaaa.1-a.tmp"))
+    assert registry.prune(version.parent, 0, print) == []
+    assert not left.exists()
+
+
+def test_where_the_pins_cannot_be_read_nothing_goes(inside: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    for data in ("first", "second"):
+        for key, before in zip(KEYS, ["", *KEYS]):
+            made = classifier(inside.root / "store" / data / key, key)
+            registry.publish([made], inside.root / "exports" / data, print, instead_of=before)
+    (inside.root / "exports/second/pinned").write_bytes(b"0001-aaaaaaaa\xff\n")
+    for command in (["list", "second"], ["prune", "--keep", "0", "--delete"], ["pin", "second"]):
+        assert main(["exports", *command]) == 30
+        assert re.fullmatch(
+            r"error: .*/exports/second/pinned is damaged, it is not UTF-8; write the versions .*, or remove it\n", capsys.readouterr().err
+        )
+    assert [len(registry.versions(inside.root / "exports" / data)) for data in ("first", "second")] == [3, 3]
 
 
 def test_a_version_without_its_manifest_is_not_there(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ class Pretended:
 def serving(live: Live, **options: Any) -> Iterator[int]:
     """The port of a server in this process."""
     bound = serve.listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app.application(live, **options), http="h11", lifespan="off", log_config=None, access_log=False))
+    server = uvicorn.Server(serve.configuration(live, **options))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
     try:
@@ -135,6 +135,8 @@ def test_the_answer_has_the_shape_of_tensorflow_serving(pretending: int) -> None
         ({"inputs": []}, "wanted is"),
         ({"instances": []}, "wanted is"),
         (of_photos(*[PHOTO] * 65), "wanted is"),
+        ({**of_photos(PHOTO), "signature_name": "image"}, "signature_name = 'image': 'serving_default' is allowed; or leave it out"),
+        ({**of_photos(PHOTO), "signature_name": ["x"] * 1000}, "signature_name = "),
         ({"instances": ["/etc/passwd"]}, "instances[0]: wanted is"),
         ({"instances": [{"image_bytes": {"path": "/etc/passwd"}}]}, "instances[0]: wanted is"),
         ({"instances": [{"b64": "a"}]}, "instances[0]: b64 is not base64"),
@@ -156,6 +158,8 @@ def test_what_cannot_be_answered_is_said_with_its_reason(pretending: int, body: 
     [
         ("GET", "/v1/models/flowers", 404),
         ("POST", "/v1/models/flowers:predict", 404),
+        ("GET", f"{MODEL}:predict", 405),
+        ("PUT", f"{MODEL}:predict", 405),
         ("GET", "/v1/models/..%2f..%2fetc%2fpasswd", 404),
         ("GET", "/../../etc/passwd", 404),
         ("GET", "/page.js", 404),
@@ -172,7 +176,11 @@ def test_a_request_that_is_too_large_is_refused(pretending: int) -> None:
     answer = ask(pretending, f"{MODEL}:predict", b" " * (app.MAX_BODY + 1))
     assert answer.status == 413
     assert answer.json["error"].startswith("the request is larger than 33,554,432 bytes")
-    assert ask(pretending, f"{MODEL}:predict", b"x", Content_Encoding="gzip").status == 415
+
+
+@pytest.mark.parametrize(("encoding", "status"), [("gzip", 415), ("identity", 200), ("IDENTITY", 200), ("", 200)])
+def test_a_compressed_request_is_refused(pretending: int, encoding: str, status: int) -> None:
+    assert ask(pretending, f"{MODEL}:predict", of_photos(PHOTO), Content_Encoding=encoding).status == status
 
 
 def test_a_client_that_is_slow_does_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,6 +188,33 @@ def test_a_client_that_is_slow_does_not_stay(monkeypatch: pytest.MonkeyPatch) ->
     with serving(pretended("a")) as port, socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(f"POST {MODEL}:predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{{".encode())
         assert b" 408 " in connection.recv(1000)
+
+
+GET = f"GET {MODEL} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+
+
+@pytest.mark.parametrize(("asked", "begun"), [(False, b""), (False, GET[:-2]), (True, GET[:-2])], ids=["nothing", "half", "one and a half"])
+def test_a_connection_that_does_not_ask_is_closed(monkeypatch: pytest.MonkeyPatch, asked: bool, begun: bytes) -> None:
+    monkeypatch.setattr(serve, "SECONDS_TO_ASK", 0.5)
+    closed_early = contextlib.suppress(ConnectionError)  # where this machine is too slow to ask
+    with serving(pretended("a")) as port, socket.create_connection(("127.0.0.1", port), timeout=20) as connection, closed_early:
+        if asked:
+            connection.sendall(GET)
+            response = http.client.HTTPResponse(connection)
+            response.begin()
+            assert response.read()
+        connection.sendall(begun)
+        assert connection.recv(1) == b""
+
+
+def test_a_connection_too_many_is_told_to_come_again_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "CONNECTIONS", 1)
+    with serving(pretended("a")) as port, socket.create_connection(("127.0.0.1", port), timeout=60) as first:
+        answer = ask(port, MODEL)
+        assert (answer.status, answer.json) == (503, {"error": "1 connections are open; try again"})
+        assert (answer.headers["Retry-After"], answer.headers["Connection"]) == ("1", "close")
+        first.sendall(GET)
+        assert b" 200 OK" in first.recv(1000)
 
 
 OWN = ("localhost", "LOCALHOST:8501", "127.0.0.1:1", "[::1]:8501", "192.168.1.7", "flowers.example", socket.gethostname())

@@ -502,17 +502,34 @@ def test_broken_photos_are_listed_and_left_out(project: Project) -> None:
     assert manifest(project.live("mixed"))["photos"] == 28
 
 
-def test_outside_a_project_nothing_is_done(tmp_path: Path, finished: Project) -> None:
-    done = subprocess.run(
-        [BIN / "luigi", "--module", "pipeline", "Export"],
-        cwd=tmp_path,
-        env=finished.environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("Export",),
+        ("Retrain", "--data", "flowers"),
+        ("RetrainAll",),
+        ("RangeDaily", "--of", "Retrain", "--of-params", '{"data": "flowers"}', "--param-name", "date", "--start", "2026-11-01"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_outside_a_project_nothing_is_done(tmp_path: Path, project: Project, arguments: tuple[str, ...]) -> None:
+    def luigi(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [BIN / "luigi", "--module", "pipeline", *arguments],
+            cwd=outside,
+            env=project.environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    (outside := tmp_path / "outside").mkdir()
+    done = luigi(*arguments)
     assert_one_line(done, 30, "no luigi.cfg with a section [paths]", "start from the project's folder")
-    assert list(tmp_path.iterdir()) == []
+    assert (done.stdout, len(done.stderr.splitlines())) == ("", 1)
+    assert luigi(arguments[0], "--help").returncode == 0
+    assert list(outside.iterdir()) == []
 
 
 def test_a_fault_of_the_program_is_35_or_a_traceback_and_never_0(project: Project) -> None:

@@ -152,8 +152,10 @@ def _prune(options: argparse.Namespace) -> int:
     if options.keep < 0:
         raise UserError(f"--keep = {options.keep}: 0 or more is allowed")
     count, megabytes = 0, 0.0
-    for folder in [exports_folder(options.data)] if options.data else exports_folders():
-        for version in registry.superfluous(folder, options.keep):
+    folders = [exports_folder(options.data)] if options.data else exports_folders()
+    found = {folder: registry.superfluous(folder, options.keep) for folder in folders}  # of all, before any goes: it may be refused
+    for folder, superfluous in found.items():
+        for version in superfluous:
             count, megabytes = count + 1, megabytes + _megabytes(version)
             console.say(shown(version))
         if options.delete:

@@ -53,6 +53,9 @@ SECONDS_TO_SEND = 30
 
 VERSION_HEADER = "Model-Version"
 
+SIGNATURE = "serving_default"
+"""Of those that the SavedModel has, the one that takes photos as files hold them."""
+
 
 def application(live: Live, hosts: Sequence[str] = ()) -> Starlette:
     """The page and the endpoint of a model. ``hosts`` are names that this machine is called by, beside its own."""
@@ -61,11 +64,18 @@ def application(live: Live, hosts: Sequence[str] = ()) -> Starlette:
         routes=[
             Route("/", endpoint.page),
             Route("/v1/models/{name}:predict", endpoint.predict, methods=["POST"]),
+            Route("/v1/models/{name}:predict", endpoint.refuse_to_get),  # the next one would take it for a model's name
             Route("/v1/models/{name}", endpoint.status),
         ],
         middleware=[Middleware(_Guard, hosts=hosts)],
         exception_handlers={HTTPException: _error, Exception: _failure},
     )
+
+
+def one_too_many(connections: int) -> ASGIApp:
+    """What a connection is answered that comes while so many are open."""
+    headers = {"Retry-After": "1", "Connection": "close"}
+    return JSONResponse({"error": f"{connections} connections are open; try again"}, 503, headers)
 
 
 def _error(request: Request, error: Exception) -> Response:
@@ -110,6 +120,9 @@ class _Endpoint:
             self._requests -= 1
         return JSONResponse({"predictions": predictions}, headers={VERSION_HEADER: _in_a_header(served.version)})
 
+    async def refuse_to_get(self, request: Request) -> Response:
+        raise HTTPException(405, headers={"Allow": "POST"})
+
     def _refuse_others(self, request: Request) -> None:
         if request.path_params["name"] != self._live.name:
             raise HTTPException(404, f"there is no model {request.path_params['name']!r} here, there is {self._live.name!r}")
@@ -121,7 +134,7 @@ def _in_a_header(text: str) -> str:
 
 async def _body(request: Request, keep: bool = True) -> bytes:
     """The body of a request, or nothing of it where it is not to be kept. Raises HTTPException."""
-    if request.headers.get("content-encoding", "identity") != "identity":
+    if request.headers.get("content-encoding", "").lower() not in ("", "identity"):
         raise HTTPException(415, "Content-Encoding is not understood; send the JSON as it is")
     try:
         body = await asyncio.wait_for(_read(request, MAX_BODY if keep else 0), SECONDS_TO_SEND)
@@ -158,6 +171,8 @@ def predict(classifier: Classifier, body: bytes) -> list[dict[str, Any]]:
     instances = asked.get("instances") if isinstance(asked, dict) else None
     if not isinstance(instances, list) or not 0 < len(instances) <= MAX_INSTANCES:
         raise HTTPException(400, f'wanted is {{"instances": [{{"image_bytes": {{"b64": …}}}}]}}, with 1 to {MAX_INSTANCES} photos')
+    if (signature := asked.get("signature_name", SIGNATURE)) not in ("", SIGNATURE):  # "" is the same to TensorFlow Serving
+        raise HTTPException(400, f"signature_name = {str(signature)[:200]!r}: {SIGNATURE!r} is allowed; or leave it out")
     encoded = [_encoded(instance, number) for number, instance in enumerate(instances)]
     predictions = []
     for number, data in enumerate(encoded):

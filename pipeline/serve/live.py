@@ -34,7 +34,7 @@ class Served:
 
 def load(folder: Path) -> Served:
     """Load a version and run it once, so that no request waits for that. Raises UserError."""
-    loaded = classifier.load(folder, batch=1)  # a request has a photo, which would wait for three more
+    loaded = classifier.load(folder, batch=1)  # a request has one photo, and a batch is filled up with copies
     loaded.probabilities(images.blank())
     return Served(folder, loaded)
 
