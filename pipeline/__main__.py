@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
@@ -15,17 +14,16 @@ from pipeline.errors import DataMissing, UserError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     parser = _parser()
-    options, more = parser.parse_known_args(arguments)
-    if more and not getattr(options, "takes_more", False):
-        parser.error(f"unrecognized arguments: {' '.join(more)}")
-    options.more = more
     try:
+        options, more = parser.parse_known_args(arguments)
+        if more and not getattr(options, "takes_more", False):
+            parser.error(f"unrecognized arguments: {' '.join(more)}")
+        options.more = more
         return int(options.run(options))
     except UserError as error:
         console.complain(str(error))
         return DATA_MISSING if isinstance(error, DataMissing) else FAILED
-    except BrokenPipeError:  # as in `… | head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
         return CUT_OFF
     except OSError as error:
         if not error.filename:
@@ -46,4 +44,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    console.take_over(results_matter=True)
     sys.exit(main())

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import io
+import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
+
+from pipeline.errors import UserError
 
 Report = Callable[[int, int], None]
 """Called with (done, total): once before a job begins, with what is done already, then as often as the caller likes.
@@ -21,8 +27,13 @@ SECONDS_BETWEEN_LOG_LINES = 5.0
 
 
 def say(line: str) -> None:
-    """Print a line of the result."""
-    print(line, flush=True)
+    """Print a line of the result, for a person."""
+    say_as_it_is(one_line(line))
+
+
+def say_as_it_is(row: str) -> None:
+    """Print a row of the result, for a program: its cells are what they are, with the line breaks in them."""
+    print(row, flush=True)
 
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -112,6 +123,68 @@ def progress(title: str, unit: str, *, clock: Callable[[], float] = time.monoton
             note(f"{title}: {pace.words(done, total)}")
 
     yield log
+
+
+# --- The streams of a program -------------------------------------------------------------------------------------------
+
+
+def take_over(*, results_matter: bool) -> None:
+    """From here on, stdout and stderr of this program and its forks take whatever is written to them, by any library.
+
+    What is closed, or cannot be written any more, leads nowhere: it is no reason to fail for work that is done all the same. Where
+    ``results_matter``, since they are all that the program is for, the first row that cannot be written raises UserError, or
+    BrokenPipeError. What the encoding lacks is written as an escape.
+    """
+    # Where a number is free, the next file that is opened has it, and gets what C++ code says.
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    codecs.register_error(_OR_ESCAPED, _as_on_disk_or_escaped)
+    for name in ("stdout", "stderr"):
+        was = getattr(sys, name)  # None where it is closed
+        file = _Stream(was.fileno() if was else number, must_write=results_matter and name == "stdout")
+        errors = getattr(was, "errors", "strict")
+        setattr(
+            sys,
+            name,
+            io.TextIOWrapper(
+                io.BufferedWriter(file),
+                encoding=getattr(was, "encoding", "utf-8"),
+                errors=_OR_ESCAPED if errors in ("strict", "surrogateescape") else errors,
+                line_buffering=True,
+            ),
+        )
+
+
+class _Stream(io.FileIO):
+    """A standard stream that leads nowhere from the moment when it cannot be written."""
+
+    def __init__(self, number: int, *, must_write: bool) -> None:
+        """Where it ``must_write``, that moment raises UserError, or BrokenPipeError."""
+        super().__init__(number, "w", closefd=False)
+        self._must_write = must_write
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            # What is in the buffer goes there, too: where Python cannot write that when it ends, the exit code is 120.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            if not self._must_write:
+                return len(data)
+            if isinstance(error, BrokenPipeError):  # as in `… | head`: nobody reads on
+                raise
+            raise UserError(f"standard output cannot be written: {error.strerror}; make room, or send it elsewhere") from error
+
+
+_OR_ESCAPED = "as on disk, or escaped"
+
+
+def _as_on_disk_or_escaped(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Bytes of a name that are none of its encoding go through; other characters that the encoding lacks become escapes."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
 
 
 def shown(path: Path) -> str:

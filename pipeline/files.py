@@ -277,10 +277,10 @@ def locked(path: Path, *, waiting: Waiting) -> Iterator[None]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, path)
             except BlockingIOError:
                 waiting(os.pread(descriptor, 1000, 0).decode(errors="replace") or "another process")
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                _lock(descriptor, fcntl.LOCK_EX, path)
             # The holder before us removes the file; a lock on a removed file keeps nobody out.
             if not _is_same_file(descriptor, path):
                 continue
@@ -319,10 +319,18 @@ def _flock(folder: Path, how: int) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / IN_USE, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(descriptor, how)
+        _lock(descriptor, how, folder / IN_USE)
         yield
     finally:
         os.close(descriptor)  # the file stays: a lock on a removed file keeps nobody out
+
+
+def _lock(descriptor: int, how: int, path: Path) -> None:
+    """``flock``, with the name of the file in its errors: some network file systems have no locks."""
+    try:
+        fcntl.flock(descriptor, how)
+    except OSError as error:  # BlockingIOError stays one: it goes by the number
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _is_same_file(descriptor: int, path: Path) -> bool:

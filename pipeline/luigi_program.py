@@ -9,19 +9,20 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
+from luigi import lock
 from luigi.cmdline_parser import CmdlineParser
 from luigi.configuration import get_config
 from luigi.task_register import TaskClassNotFoundException
 
 from pipeline import console, settings
+from pipeline.commands import FAILED
 from pipeline.errors import UserError
 
-FAILED = 30
 WRONG_USAGE = 2  # as argparse has it
 
 EXPORT = "luigi --module pipeline Export"
@@ -39,42 +40,76 @@ def has_central_scheduler() -> bool:
 
 
 def say_in_one_line() -> None:
-    """From here on, a wrong option, an unknown task and a start outside a project are a line each."""
+    """From here on, a wrong option, an unknown task, a start outside a project and a folder that Luigi cannot write are a line each."""
+    argparse.ArgumentParser.error = _wrong_option  # type: ignore[assignment, method-assign]
+    CmdlineParser._build_parser = staticmethod(_without_abbreviations(CmdlineParser._build_parser))
+    CmdlineParser.get_task_obj = _in_a_project(CmdlineParser.get_task_obj)
+    lock.acquire_for = _or_refused(lock.acquire_for)
+    sys.excepthook = _unknown_task
 
-    def wrong_option(parser: argparse.ArgumentParser, message: str) -> NoReturn:
-        known = [option for option in parser._option_string_actions if not option.startswith("--Export-")]
-        wrong = re.search(r"(--[\w-]+)", message)
-        near = difflib.get_close_matches(wrong[1].replace("_", "-"), known, 1) if wrong and wrong[1] not in known else []
-        hint = f"is {near[0]} meant?" if near else ""
-        console.complain(f"{message}; {hint or f'{EXPORT} --help lists the options'}")
-        raise SystemExit(WRONG_USAGE)
 
-    build = CmdlineParser._build_parser
+def _wrong_option(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    wrong = re.search(r"(--[\w-]+)", message)
+    near = _meant(wrong[1].replace("_", "-"), parser._option_string_actions) if wrong else ""
+    console.complain(f"{message}; {f'is {near} meant?' if near else f'{EXPORT} --help lists the options'}")
+    raise SystemExit(WRONG_USAGE)
 
-    def without_abbreviations(**options: Any) -> argparse.ArgumentParser:
+
+def _meant(wrong: str, options: Collection[str]) -> str:
+    """The option that is most like a wrong one, if any is. Of those with a task's name in them only Export's are for a person."""
+    if wrong in options:
+        return ""
+    known = {option.replace("--Export-", "--"): option for option in options if option.startswith("--Export-")}
+    known |= {option: option for option in options if not re.match("--[A-Z]", option)}
+    near = difflib.get_close_matches(wrong, known, 1)
+    return known[near[0]] if near else ""
+
+
+def _without_abbreviations(build: Callable[..., argparse.ArgumentParser]) -> Callable[..., argparse.ArgumentParser]:
+    """A part of a name would be taken for the whole, and a misspelt one for another."""
+
+    def built(**options: Any) -> argparse.ArgumentParser:
         parser = build(**options)
-        parser.allow_abbrev = False  # a part of a name would be taken for the whole, and a misspelt one for another
+        parser.allow_abbrev = False
         return parser
 
-    def unknown_task(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if not isinstance(error, TaskClassNotFoundException):
-            return sys.__excepthook__(kind, error, trace)
-        console.complain(f"{str(error).partition('. ')[0]}; the one to run is: {EXPORT}")
-        raise SystemExit(FAILED)
+    return built
 
-    make_task = CmdlineParser.get_task_obj
 
-    def in_a_project(parser: CmdlineParser) -> Any:
+def _in_a_project(make_task: Callable[[CmdlineParser], Any]) -> Callable[[CmdlineParser], Any]:
+    """Without luigi.cfg Luigi would look for a central scheduler, and might end with 0."""
+
+    def made(parser: CmdlineParser) -> Any:
         try:
             settings.project()
-        except UserError as error:  # without luigi.cfg Luigi would look for a central scheduler, and might end with 0
+        except UserError as error:
             refuse(str(error))
         return make_task(parser)
 
-    CmdlineParser._build_parser = staticmethod(without_abbreviations)
-    CmdlineParser.get_task_obj = in_a_project
-    argparse.ArgumentParser.error = wrong_option  # type: ignore[assignment, method-assign]
-    sys.excepthook = unknown_task
+    return made
+
+
+def _or_refused(acquire: Callable[..., bool]) -> Callable[..., bool]:
+    """Luigi notes in a folder what runs, before any task is looked at."""
+
+    def acquired(folder: str, *options: Any) -> bool:
+        try:
+            return bool(acquire(folder, *options))
+        except OSError as error:
+            refuse(
+                f"{error.filename or folder}: {error.strerror}; Luigi notes there what runs: mend that, "
+                "or name another folder as lock_pid_dir in [core] of luigi.cfg"
+            )
+            raise
+
+    return acquired
+
+
+def _unknown_task(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if not isinstance(error, TaskClassNotFoundException):
+        return sys.__excepthook__(kind, error, trace)
+    console.complain(f"{str(error).partition('. ')[0]}; the one to run is: {EXPORT}")
+    raise SystemExit(FAILED)
 
 
 def refuse(line: str) -> None:

@@ -830,6 +830,7 @@ def _matters(record: logging.LogRecord) -> bool:
 
 
 if luigi_program.is_running():
+    console.take_over(results_matter=False)
     luigi_program.say_in_one_line()
 logging.getLogger("luigi-interface").addFilter(_matters)
 warnings.filterwarnings("ignore", category=UnconsumedParameterWarning)  # Export.check makes it an error

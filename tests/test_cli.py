@@ -21,6 +21,7 @@ from conftest import Project, make_photos
 
 from pipeline.__main__ import main
 from pipeline.classifier import Prediction, Score
+from pipeline.commands.predict import FORMATS
 
 
 def test_predict_prints_labels_and_probabilities(finished: Project, tmp_path: Path) -> None:
@@ -200,6 +201,25 @@ def test_a_damaged_model_is_made_again(copy_of_finished: Project, model_dir: Pat
     assert done.returncode == 0, done.stderr
     assert done.stderr == f"warning: {graph.parent} is damaged (graph.pb was altered); it is made again\n"
     assert graph.read_bytes() == whole
+
+
+def test_what_cannot_be_said_is_one_line(finished: Project) -> None:
+    pipeline = f"{sys.executable} -m pipeline"
+    full = finished.run(["sh", "-c", f"{pipeline} exports show colours >/dev/full"])
+    assert full.returncode == 30
+    assert full.stderr == "error: standard output cannot be written: No space left on device; make room, or send it elsewhere\n"
+    closed = finished.run(["sh", "-c", f"{pipeline} predict colours - <&-"])
+    assert closed.returncode == 30
+    assert closed.stderr == "error: - stands for a list on standard input, which is closed; give it one, or name the photos\n"
+
+
+def test_json_lines_are_json_where_the_output_is_not_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    score = Score("caf\u00e9", 1.0)
+    with open(tmp_path / "out", "w", encoding="ascii", errors="backslashreplace") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        FORMATS["jsonl"](Prediction(Path("\N{ROSE}.jpg"), (score,)), [score], 1)
+    row = json.loads((tmp_path / "out").read_bytes())
+    assert (row["path"], row["scores"]) == ("\N{ROSE}.jpg", [{"label": "caf\u00e9", "probability": 1.0}])
 
 
 # --- The cache ---------------------------------------------------------------------------------------------------------

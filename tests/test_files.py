@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -121,6 +123,21 @@ def test_a_lock_is_held_by_one_at_a_time(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert most == 1
+
+
+def test_where_there_are_no_locks_the_error_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refusing)
+    for lock, path in (
+        (files.locked(tmp_path / "lock", waiting=lambda who: None), tmp_path / "lock"),
+        (files.in_use(tmp_path), tmp_path / files.IN_USE),
+        (files.alone(tmp_path), tmp_path / files.IN_USE),
+    ):
+        with pytest.raises(OSError, match="No locks available") as raised, lock:
+            pass
+        assert (raised.value.errno, raised.value.filename) == (errno.ENOLCK, str(path))
 
 
 def test_damage_to_a_finished_folder_is_named(tmp_path: Path) -> None:

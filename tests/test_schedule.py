@@ -101,6 +101,16 @@ def test_a_night_that_published_says_what_changed_and_one_that_failed_is_done_ag
     assert list((colours.root / "store/work").rglob("*.jsonl")) == []
 
 
+@pytest.mark.parametrize("streams", [">/dev/full", ">&- 2>&-"])
+def test_a_night_is_what_happened_also_where_nobody_can_be_told(colours: Project, streams: str) -> None:
+    shutil.rmtree(colours.root / "exports")
+    command = f"{BIN}/luigi --module pipeline Retrain --data colours --date 2026-11-01 {streams}"
+    done = colours.run(["sh", "-c", command])
+    assert (done.returncode, record(colours, "colours", "2026-11-01")["status"]) == (0, "published"), done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert colours.live("colours").is_dir()
+
+
 def test_all_profiles_are_retrained_and_one_that_fails_stops_no_other(colours: Project) -> None:
     colours.profile("aaa-broken", "[Export]\nlearning_rat = 0.1\n")
     colours.photos("aaa-broken", 4)

@@ -540,6 +540,13 @@ def test_a_fault_of_the_program_is_35_or_a_traceback_and_never_0(project: Projec
     assert done.returncode in (30, 35)
 
 
+def test_a_folder_that_luigi_cannot_write_is_one_line(project: Project) -> None:
+    (project.root / ".luigi").write_text("")  # as little use as a folder that may not be written, which root may
+    done = project.export()
+    assert_one_line(done, 30, ".luigi/", "Not a directory", "lock_pid_dir in [core] of luigi.cfg")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_missing_permission_or_full_disk_is_one_line() -> None:
     for number in (errno.EACCES, errno.EROFS):
         with pytest.raises(UserError, match="/some/file: .*; mend that, then run again"), artifacts.guarded():

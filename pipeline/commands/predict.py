@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import io
 import json
@@ -177,6 +178,8 @@ def _show_nothing(done: int, total: int) -> None:
 
 def _read_list() -> list[str]:
     """The names on standard input: a line each, or each with a zero byte behind it, as ``find -print0`` has them."""
+    if sys.stdin is None:
+        raise UserError(f"{LIST} stands for a list on standard input, which is closed; give it one, or name the photos")
     data = sys.stdin.buffer.read()
     lines = data.split(b"\0") if b"\0" in data else data.splitlines()
     return [os.fsdecode(line) for line in lines if line]
@@ -192,7 +195,7 @@ def _text(prediction: Prediction, scores: Sequence[Score], top_k: int) -> None:
         console.complain(f"{path}: {prediction.problem}")
     else:
         named = "; ".join(f"{score.label} {100 * score.probability:.1f} %" for score in scores)
-        console.say(console.one_line(f"{path}: {named or 'no label is so probable'}"))
+        console.say(f"{path}: {named or 'no label is so probable'}")
 
 
 def _csv(prediction: Prediction, scores: Sequence[Score], top_k: int) -> None:
@@ -208,14 +211,15 @@ def _say_header(top_k: int) -> None:
 def _say_cells(*cells: str) -> None:
     line = io.StringIO()
     files.csv_writer(line).writerow(cells)
-    console.say(line.getvalue().removesuffix("\n"))
+    console.say_as_it_is(line.getvalue().removesuffix("\n"))
 
 
 def _jsonl(prediction: Prediction, scores: Sequence[Score], top_k: int) -> None:
     """``{"path": …, "scores": [{"label": …, "probability": …}, …], "error": null}``"""
     named = [{"label": score.label, "probability": score.probability} for score in scores]
     row = {"path": readable(str(prediction.path)), "scores": named, "error": prediction.problem or None}
-    console.say(json.dumps(row, ensure_ascii=False))
+    is_utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
+    console.say_as_it_is(json.dumps(row, ensure_ascii=not is_utf8))  # JSON has escapes of its own
 
 
 FORMATS = {"text": _text, "csv": _csv, "jsonl": _jsonl}
