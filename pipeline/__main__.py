@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from pipeline import console
-from pipeline.commands import CUT_OFF, DATA_MISSING, FAILED, cache, evaluate, exports, models, plan, predict, runs, serve
+from pipeline.commands import CUT_OFF, DATA_MISSING, FAILED, INTERRUPTED, cache, evaluate, exports, models, plan, predict, runs, serve
 from pipeline.errors import DataMissing, UserError
 
 
@@ -25,6 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return DATA_MISSING if isinstance(error, DataMissing) else FAILED
     except BrokenPipeError:
         return CUT_OFF
+    except KeyboardInterrupt:
+        console.complain("stopped")
+        return INTERRUPTED
     except OSError as error:
         if not error.filename:
             raise

@@ -19,6 +19,10 @@ from pipeline.errors import UserError
 
 LATEST = "latest"
 PINNED = "pinned"
+PENDING = ".pending"
+"""Names a version from just before it comes to be until it is live. Without it, one that a kill kept from going live would look
+like one that was rolled back, and stay away for good."""
+
 ADDED = ("drawn", "temperature", "evaluation", "verdict", "since", "checks")
 """What the manifest of a version has of its further parts, beside their ``formats``."""
 
@@ -81,6 +85,14 @@ def version_of(key: str, formats: Iterable[str], exports: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def is_pending(version: Path) -> bool:
+    """Whether a kill came between the publishing of a version and its going live."""
+    try:
+        return (version.parent / PENDING).read_text(encoding="utf-8", errors="replace") == version.name
+    except FileNotFoundError:
+        return False
+
+
 class Overtaken(Exception):
     """Another version went live after the candidate was judged against the one before."""
 
@@ -117,6 +129,7 @@ def publish(parts: Sequence[Path], exports: Path, note_waiting: files.Waiting, *
         temporary = files.beside(version)
         try:
             _merge(parts, temporary)
+            files.write_atomic(exports / PENDING, version.name.encode())
             files.move_folder(temporary, version)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -152,6 +165,7 @@ def _make_live(version: Path, copies: Copies) -> None:
     link = files.beside(pointer)
     link.symlink_to(version.name)
     os.replace(link, pointer)
+    (version.parent / PENDING).unlink(missing_ok=True)
     for name, copy in copies.items():
         copy.parent.mkdir(parents=True, exist_ok=True)
         files.write_atomic(copy, (version / name).read_bytes())

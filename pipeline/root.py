@@ -290,6 +290,8 @@ class Export(QuietTask):
         if live and version and live != version and registry.holds(live, self.classifier.key, self.formats):
             version = live
         if live and version and not files.damage(version):
+            if version != live and registry.is_pending(version):
+                return None
             if version == live and not all(files.same_content(version / name, copy) for name, copy in settings.copies(self.data).items()):
                 return None
             manifest = files.read_json(version / files.MANIFEST)

@@ -16,20 +16,23 @@ import html
 import logging
 import multiprocessing
 import os
+import signal
 import smtplib
 import socket
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
 import luigi
-from luigi import notifications
+from luigi import notifications, rpc
 from luigi.task import MixinNaiveBulkComplete
 
-from pipeline import console, files, luigi_program, nights, notify, registry, settings, sources
+from pipeline import console, files, luigi_program, nights, notify, registry, runs, settings, sources
 from pipeline.artifacts import QuietTask, guarded
+from pipeline.commands import FAILED
 from pipeline.console import shown
-from pipeline.errors import DataMissing, UserError, first_line
+from pipeline.errors import UserError, first_line
 from pipeline.nights import Outcome, Record
 from pipeline.root import Export
 from pipeline.tasks import FolderOfPhotos, IndexImages
@@ -115,9 +118,23 @@ def outcome_of(task: Export, told: Sequence[Path]) -> Outcome:
         return outcome
     if live is None:
         return Outcome(nights.NOTHING)
-    return Outcome(
-        nights.NOTHING, live.name, settings.in_project(live / "report.html"), nights.figures(files.read_json(live / files.MANIFEST))
+    return Outcome(nights.NOTHING, live.name, settings.in_project(live / runs.PAGE), nights.figures(files.read_json(live / files.MANIFEST)))
+
+
+class PhotosOfAnyProfile(FolderOfPhotos):
+    """What only a person can bring where no profile has photos."""
+
+    images = luigi.Parameter(default=settings.PROFILES, positional=False)
+    remedy = luigi.Parameter(
+        default="put a folder for each class into data/NAME, and a NAME.cfg there", positional=False, significant=False
     )
+
+    @property
+    def problem(self) -> str:
+        return f"no profile in {self.images}/ has photos; {self.remedy}"
+
+    def complete(self) -> bool:
+        return False
 
 
 class RetrainAll(MixinNaiveBulkComplete, luigi.WrapperTask):
@@ -131,16 +148,10 @@ class RetrainAll(MixinNaiveBulkComplete, luigi.WrapperTask):
         return [Retrain(date=self.date, data=name) for name in data_sets()]
 
     def requires(self) -> list[luigi.Task]:
-        return list(self.nights)
+        return list(self.nights) or [PhotosOfAnyProfile()]
 
     def complete(self) -> bool:
         return bool(self.nights) and all(night.complete() for night in self.nights)
-
-    def run(self) -> None:
-        if not self.nights:
-            raise DataMissing(
-                f"no profile in {settings.PROFILES}/ has photos; put a folder for each class into data/NAME, and a NAME.cfg there"
-            )
 
 
 def data_sets() -> list[str]:
@@ -171,7 +182,11 @@ def _is_used(data: str) -> bool:
 
 
 def tell(records: Sequence[Record]) -> None:
-    """Send a summary by e-mail and to the webhook, where they are configured and it is worth it. What does not arrive is a warning."""
+    """Send a summary by e-mail and to the webhook, where they are configured and it is worth it. What does not arrive is a warning.
+
+    Raises UserError for a mistake in their configuration.
+    """
+    settings.check_secrets()  # before one of them is used
     config = settings.notify()
     if not records or not notify.is_wanted(config.when, records):
         return
@@ -230,12 +245,29 @@ class _Run:
 
     def __init__(self) -> None:
         self.nights: dict[str, Retrain] = {}
+        self.scheduler = ""
+        self.stopped = ""
+        self.is_lost = False
 
     def watch(self, night: Retrain) -> None:
         if not self.nights:
             self.failures.unlink(missing_ok=True)
             atexit.register(self.end)
+            core = luigi.interface.core()  # the command line is known only now
+            self.scheduler = core.scheduler_url or f"http://{core.scheduler_host}:{core.scheduler_port}/"
+            if luigi_program.is_running():
+                for number in (signal.SIGTERM, signal.SIGHUP):
+                    if signal.getsignal(number) is signal.SIG_DFL:  # nohup has it ignored
+                        signal.signal(number, self._stop)
         self.nights[night.task_id] = night
+
+    def _stop(self, number: int, _: object) -> None:
+        """End by an exception, so that ``end`` comes to its turn; a step just dies."""
+        if multiprocessing.parent_process():
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.stopped = f"it was stopped ({signal.Signals(number).name}); run again: it goes on where it was"
+        raise SystemExit(128 + number)
 
     @property
     def failures(self) -> Path:
@@ -254,6 +286,9 @@ class _Run:
             (console.complain if record.failed else console.say)(record.sentence)
         with contextlib.suppress(UserError):  # a mistake in [notify]: the failure that is said already
             tell(records)
+        if self.is_lost:  # Luigi, which knows of no failure, would end with 0
+            sys.stdout.flush()
+            os._exit(FAILED)
 
     def _result(self, night: Retrain, failures: Sequence[nights.Failure]) -> Record | None:
         """The record of a night, which failed unless it is written; None where it is another ``luigi`` that does it, or did."""
@@ -265,9 +300,14 @@ class _Run:
         except UserError:  # the profile cannot be read
             images = ""
         reasons = [failure.line for failure in failures if failure.concerns(night.data, images)]
-        if not reasons and luigi_program.has_central_scheduler():
-            console.note(f"{night.data}: another worker is at it, or gave it up a moment ago; the scheduler's page says which")
-            return None
+        if self.stopped:
+            reasons.append(self.stopped)
+        elif not reasons and luigi_program.has_central_scheduler():
+            if self._is_with_the_scheduler(night):
+                console.note(f"{night.data}: another worker is at it, or gave it up a moment ago; the scheduler's page says which")
+                return None
+            self.is_lost = True
+            reasons.append("luigid is away, or was started anew without its memory, and does not know of it any more; run again")
         outcome = Outcome(nights.FAILED, reasons=list(dict.fromkeys(reasons)) or ["the log of the run says why"])
         record = Record(night.data, str(night.date), outcome, by=this_luigi())
         # A full disk is said in the line; and what cannot name a data set names no folder.
@@ -275,6 +315,14 @@ class _Run:
             settings.check_name(night.data)
             nights.write(night.path, record)
         return record
+
+    def _is_with_the_scheduler(self, night: Retrain) -> bool:
+        """Whether the central scheduler has a night on its list, whatever came of it."""
+        try:
+            found = rpc.RemoteScheduler(self.scheduler).task_search(night.task_id)
+        except rpc.RPCError:
+            return False
+        return any(night.task_id in tasks for tasks in found.values())
 
 
 _run = _Run()

@@ -15,7 +15,7 @@ import dataclasses
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -220,8 +220,11 @@ def export_named(name: str) -> Path:
     """
     try:
         project()
-    except UserError:  # outside a project a folder can still be named
-        return registry.find(name, Path("exports"))
+    except UserError as outside:  # a folder can still be named
+        try:
+            return registry.find(name, Path("exports"))
+        except UserError:
+            raise UserError(f"{name!r} is not the folder of an export, nor a data set: {outside}") from None
     return registry.find(name, exports_of(name))
 
 
@@ -471,21 +474,39 @@ def check_section(given: Mapping[str, str], known: Iterable[str], where: str) ->
             raise UserError(f"{name} in {where} has no value; give it one, or remove the line")
 
 
-def check_configuration(known: Iterable[str]) -> None:
-    """Raise UserError for what luigi.cfg sets in vain: a key of [Export], or a section that is neither ours nor Luigi's."""
-    config = get_config()
-    if config.has_section("Export"):
-        given = {key.replace("-", "_"): config.get("Export", key) for key in config.options("Export")}
-        check_section(given, known, "[Export] of luigi.cfg")
-    for file in _configuration_files():
-        parser = configparser.ConfigParser(default_section="", interpolation=None)
-        parser.read(file)  # Luigi has read it, so it can be read
-        for section in parser.sections():
-            for key in _SECRETS.get(section, ()):
+def check_secrets() -> None:
+    """Raise UserError for a password that stands in a file of Luigi's configuration."""
+    for file, parser in _parsed_configuration():
+        for section, keys in _SECRETS.items():
+            for key in keys:
                 if not parser.get(section, key, fallback="${").startswith("${"):
                     raise UserError(
                         f"{key} in [{section}] of {file} is a secret; put it into the environment, and write {key} = ${{ITS_NAME}}"
                     )
+
+
+def _parsed_configuration() -> Iterator[tuple[Path, configparser.ConfigParser]]:
+    for file in _configuration_files():
+        parser = configparser.ConfigParser(default_section="", interpolation=None)
+        parser.read(file)  # Luigi has read it, so it can be read
+        yield file, parser
+
+
+def check_configuration(known: Iterable[str]) -> None:
+    """Raise UserError for what luigi.cfg sets in vain: a key of [Export], or a section that is neither ours nor Luigi's.
+
+    And for a file that LUIGI_CONFIG_PATH names and that is not there: Luigi passes it over, and what keeps a night safe stands there.
+    """
+    _, *named = _configuration_files()
+    if missing := [file for file in named if not file.is_file()]:
+        raise UserError(f"LUIGI_CONFIG_PATH names {missing[0]}, and there is no such file; correct it, or leave it out")
+    config = get_config()
+    if config.has_section("Export"):
+        given = {key.replace("-", "_"): config.get("Export", key) for key in config.options("Export")}
+        check_section(given, known, "[Export] of luigi.cfg")
+    check_secrets()
+    for file, parser in _parsed_configuration():
+        for section in parser.sections():
             if section not in ("Export", "notify", "paths", *_SECTIONS_OF_LUIGI):
                 near = difflib.get_close_matches(section, ("Export", "notify", "paths"), 1)
                 hint = f"is [{near[0]}] meant?" if near else "every setting of a training belongs into [Export]"

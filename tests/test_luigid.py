@@ -51,10 +51,13 @@ class Scheduler:
         (project.root / ".venv").symlink_to(BIN.parent)
         (project.root / "setup.cfg").touch()
         (project.root / "pyproject.toml").touch()
+        self.start()
+
+    def start(self) -> None:
         command = ["make", "-f", str(REPOSITORY / "Makefile"), "-o", ".venv/installed", "luigid", f"PORT={self.port}"]
-        log = open(project.root / "luigid.log", "w")  # noqa: SIM115
+        log = open(self.project.root / "luigid.log", "a")  # noqa: SIM115
         self.process = subprocess.Popen(
-            command, cwd=project.root, env=project.environment(), stdout=log, stderr=log, start_new_session=True
+            command, cwd=self.project.root, env=self.project.environment(), stdout=log, stderr=log, start_new_session=True
         )
         wait_for(self.answers)
 
@@ -224,3 +227,20 @@ def test_a_check_stops_a_run_before_its_steps_begin(scheduler: Scheduler) -> Non
     assert code == 30, output
     assert "nothing is trained: " in output and "(stop_on has photos; without it it is a warning)" in output
     assert [len(project.runs(step)) for step in ("CheckPhotos", "ComputeBottlenecks", "TrainFinalLayer")] == [2, 1, 1]
+
+
+def test_a_worker_whose_scheduler_lost_its_memory_says_that_the_night_failed(scheduler: Scheduler) -> None:
+    project = scheduler.project
+    project.photos("mine", 12)
+    project.profile("mine", "[Export]\nhow_many_training_steps = 50\n")
+    worker = scheduler.worker("RetrainAll")
+    wait_for(lambda: [task for task in scheduler.tasks("RUNNING").values() if task["name"] == "DownloadModel"])
+    os.killpg(scheduler.process.pid, signal.SIGKILL)
+    scheduler.process.wait()
+    scheduler.start()
+    output, _ = worker.communicate(timeout=WAIT)
+    assert worker.returncode == 30, output
+    (record,) = (project.root / "store/nights/mine").iterdir()
+    said = json.loads(record.read_text())
+    assert said["status"] == "failed" and "luigid is away, or was started anew without its memory" in said["reasons"][0]
+    assert f"error: mine: failed: {said['reasons'][0]}" in output

@@ -198,6 +198,11 @@ def test_a_run_tells_by_webhook_and_email_and_keeps_the_secrets(
         assert not [text for text in said if secret in text]
         assert not [data for data in written if secret.encode() in data]
 
+    (project.root / "luigi.cfg").write_text((project.root / "luigi.cfg").read_text().replace("${MAIL_PASSWORD}", PASSWORD))
+    assert retrain("2026-11-04", **secrets) == 30
+    assert "password in [smtp] of luigi.cfg is a secret" in said[-1] and PASSWORD not in said[-1]
+    assert len(mailbox.mails) == 1  # it was not used for all that
+
 
 @pytest.mark.parametrize(
     ("config", "words"),

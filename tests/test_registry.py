@@ -219,6 +219,23 @@ def test_a_kill_while_copying_leaves_the_last_good_one_live(tmp_path: Path, monk
     assert not list((tmp_path / "exports").glob(".*.tmp"))
 
 
+def test_a_version_that_a_kill_kept_from_going_live_is_pending_until_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = publish(tmp_path, KEYS[0]), tmp_path / "exports/0002-bbbbbbbb"
+
+    def killed(version: Path, copies: registry.Copies) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(registry, "_make_live", killed)
+        publish(tmp_path, KEYS[1])
+    assert registry.live(second.parent) == first
+    assert registry.is_pending(second)
+    assert not registry.is_pending(first)
+    assert publish(tmp_path, KEYS[1]) == second == registry.live(second.parent)
+    registry.roll_back(first, print)
+    assert not registry.is_pending(second)
+
+
 def test_find_takes_a_folder_a_graph_or_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     version = registry.publish([classifier(tmp_path / "runs" / "x", KEYS[0])], tmp_path / "exports" / "flowers", print, instead_of="")
     for name in ("flowers", str(version), str(version / "output_graph.pb"), str(version.parent / "latest"), str(version.parent)):

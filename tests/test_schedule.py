@@ -11,6 +11,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,22 @@ def test_a_night_that_published_says_what_changed_and_one_that_failed_is_done_ag
     assert list((colours.root / "store/work").rglob("*.jsonl")) == []
 
 
+def test_a_night_that_is_stopped_is_recorded_and_goes_on(colours: Project) -> None:
+    colours.profile("colours", "[Export]\nhow_many_training_steps = 10000000\n")
+    command = [str(BIN / "luigi"), "--module", "pipeline", "Retrain", "--data", "colours", "--date", "2026-11-01"]
+    with subprocess.Popen(command, cwd=colours.root, env=colours.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as started:
+        while not list((colours.root / "store/work/TrainFinalLayer").glob("*/checkpoint")):
+            assert started.poll() is None
+            time.sleep(0.1)
+        started.terminate()
+        _, errors = started.communicate(timeout=60)
+    assert started.returncode == 143
+    reason = "it was stopped (SIGTERM); run again: it goes on where it was"
+    assert f"error: colours: failed: {reason}" in errors.decode() and "Traceback" not in errors.decode()
+    said = record(colours, "colours", "2026-11-01")
+    assert (said["status"], said["reasons"]) == ("failed", [reason])
+
+
 @pytest.mark.parametrize("streams", [">/dev/full", ">&- 2>&-"])
 def test_a_night_is_what_happened_also_where_nobody_can_be_told(colours: Project, streams: str) -> None:
     shutil.rmtree(colours.root / "exports")
@@ -150,7 +167,7 @@ def test_a_folder_that_cannot_be_read_is_for_its_own_run_to_say(inside: Project,
 
 def test_without_any_photos_all_is_said_to_be_missing(project: Project) -> None:
     done = luigi(project, "RetrainAll")
-    assert done.returncode == 30
+    assert done.returncode == 20
     assert "error: no profile in configs/ has photos; " in done.stderr
     bad_name = luigi(project, "Retrain", "--data", "../x")
     assert bad_name.returncode == 30

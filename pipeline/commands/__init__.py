@@ -11,6 +11,7 @@ Verbs = argparse._SubParsersAction
 
 FAILED = 30
 DATA_MISSING = 20
+INTERRUPTED = 130  # as shells have it for Ctrl-C
 CUT_OFF = 141  # as shells have it for a broken pipe
 
 
