@@ -26,6 +26,10 @@ Whoever shows it decides how often to show it.
 SECONDS_BETWEEN_LOG_LINES = 5.0
 
 
+def silent(done: int, total: int) -> None:
+    """The Report that nobody reads."""
+
+
 def say(line: str) -> None:
     """Print a line of the result, for a person."""
     say_as_it_is(one_line(line))

@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image, ImageChops, JpegImagePlugin, UnidentifiedImageError
 from PIL.Image import Transpose
 from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from pipeline import files
 from pipeline.errors import BadImage
@@ -31,7 +32,7 @@ from pipeline.errors import BadImage
 if TYPE_CHECKING:
     from pipeline.tensorflow_v1 import tf
 
-PREPROCESSING_VERSION = "2"
+PREPROCESSING_VERSION = "3"
 """Part of the key of every cached vector: raise it whenever the same photo would give the network other numbers, or is
 refused where it was read, or the other way round."""
 
@@ -47,8 +48,12 @@ MAX_SCANS = 100
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "AVIF", "TIFF")
 """What is read, as Pillow names it."""
 
-EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".avif", ".tif", ".tiff", ".heic"}
-"""A file so named that is no image is reported; another file is taken for a note beside the photos."""
+EXTENSIONS = frozenset(
+    ".jpg .jpeg .jpe .jfif .jfi .jif .pjpeg .pjp .png .apng .gif .bmp .dib .webp .avif .avifs .tif .tiff "  # noqa: SIM905
+    ".heic .heif .hif .jp2 .j2k .jpx .jxl .psd .svg .tga .ppm .pgm .dng .cr2 .cr3 .nef .arw .orf .raf .rw2".split()
+)
+"""A file so named that is no image, or of none of the FORMATS, is reported; so is any other that begins like one of them. The
+rest is taken for notes beside the photos."""
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 
@@ -123,7 +128,7 @@ _SIGNATURES = (
     (0, b"\xff\xd8\xff", "JPEG"),
     (0, b"\x89PNG\r\n\x1a\n", "PNG"),
     (0, b"GIF8", "GIF"),
-    (0, b"BM", "BMP"),
+    (0, b"BM", "BMP"),  # two letters that a text may begin with, too
     (8, b"WEBP", "WebP"),
     (4, b"ftypavif", "AVIF"),
     (0, b"II*\0", "TIFF"),
@@ -131,9 +136,21 @@ _SIGNATURES = (
 )
 
 
+_HEADERS_OF_BMP = tuple(struct.pack("<I", size) for size in (12, 40, 52, 56, 64, 108, 124))
+"""Behind the signature, a bitmap says how long its header is."""
+
+_LOST = bytes(4096)
+"""What a power cut leaves of a file: its size, and zeros in pages that were not written. In compressed pixels there are no such runs."""
+
+
 def _kind(data: bytes) -> str:
     """The format that a file begins like, whether it is whole or not; empty where it is none of those read here."""
     return next((kind for at, mark, kind in _SIGNATURES if data.startswith(mark, at)), "")
+
+
+def looks_like_one(data: bytes) -> bool:
+    """Whether a file begins like an image of one of the FORMATS, whatever becomes of it behind that."""
+    return _kind(data) not in ("", "BMP") or (_kind(data) == "BMP" and data[14:18] in _HEADERS_OF_BMP)
 
 
 @contextmanager
@@ -144,6 +161,8 @@ def _opened(data: bytes) -> Iterator[ImageFile]:
     kind = _kind(data)
     if _is_cut_short(data, kind):
         raise BadImage(f"the {kind} file is cut short")
+    if kind in ("WebP", "AVIF") and data.endswith(_LOST):
+        raise BadImage(f"the {kind} file ends in nothing but zeros: a part of it was lost")
     try:
         with _open(data, kind) as image:
             yield image
@@ -156,8 +175,16 @@ def _opened(data: bytes) -> Iterator[ImageFile]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
             raise  # the machine's lack and not the photo's
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise BadImage(f"the {kind or 'image'} file is damaged: {reason}") from error
+        raise BadImage(f"the {kind or 'image'} file is {_in_words(error)}") from error
+
+
+def _in_words(error: Exception) -> str:
+    """What is wrong with a file, from what Pillow raised."""
+    if isinstance(error, (IndexError, struct.error)):  # they speak of Pillow's own code
+        return "damaged: a part of its header is cut short or malformed"
+    reason = " ".join(str(error).split()) or type(error).__name__
+    is_rare = reason.lower().startswith(("unsupported", "unknown", "unrecognized"))
+    return f"of a rare kind that is not read: {reason}" if is_rare else f"damaged: {reason}"
 
 
 def _open(data: bytes, kind: str) -> ImageFile:
@@ -172,10 +199,10 @@ def _open(data: bytes, kind: str) -> ImageFile:
 
 def _looks_like(data: bytes, kind: str) -> str:
     if kind:
-        return f"a damaged {kind} file"
+        return "a TIFF file that is damaged or of a rare kind" if kind == "TIFF" else f"a damaged {kind} file"
     if data[:200].lstrip().lower().startswith((b"<!doctype html", b"<html")):
         return "an HTML page"
-    if data.startswith((b"ftyphei", b"ftypmif1", b"ftypmsf1"), 4):
+    if data.startswith((b"ftyphe", b"ftypmif1", b"ftypmsf1"), 4):
         return "HEIC: convert it to JPEG"
     if not data.strip(b"\0"):
         return "nothing but zeros"
@@ -232,7 +259,25 @@ def _header(image: ImageFile, data: bytes) -> Header:
         scans = data.count(b"\xff\xda", start, data.find(b"\xff\xd9", start))
         if scans > MAX_SCANS:
             raise BadImage(f"a JPEG file of {scans:,} scans, more than {MAX_SCANS}")
+    if isinstance(image, TiffImageFile):
+        _refuse_odd_tiff(image, data)
     return Header(str(image.format), image.width, image.height, _wants_reencoding(image, data))
+
+
+# Tags of a TIFF (TIFF 6.0, Adobe 1992; DNG 1.6, Adobe 2021).
+_SUBFILE, _BITS, _PHOTOMETRIC, _PLANES, _SAMPLE_FORMAT, _DNG = 254, 258, 262, 284, 339, 50706
+_REDUCED, _WHITE_IS_ZERO, _SEPARATE, _SIGNED = 1, 0, 2, 2
+
+
+def _refuse_odd_tiff(image: TiffImageFile, data: bytes) -> None:
+    """Raise BadImage for what Pillow takes for another picture than it is, without a word."""
+    tags = image.tag_v2
+    if _DNG in tags or data[8:10] == b"CR" or tags.get(_SUBFILE, 0) & _REDUCED:
+        raise BadImage("a camera's raw file, or a TIFF file that begins with a preview; save the photo itself as JPEG or PNG")
+    if _SIGNED in tags.get(_SAMPLE_FORMAT, ()):
+        raise BadImage("its pixels are signed numbers, and nothing says which one is black; convert it to 8 or 16 bits")
+    if tags.get(_PLANES) == _SEPARATE and max(tags.get(_BITS, (1,))) > 8:
+        raise BadImage("a TIFF file of more than 8 bits a colour that keeps each colour apart; save it as PNG")
 
 
 def _wants_reencoding(image: ImageFile, data: bytes) -> bool:
@@ -297,8 +342,12 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         raise BadImage("its pixels are numbers of 32 bits, and nothing says which one is white; convert it to 8 or 16 bits")
     if image.mode.startswith("I;16"):
-        # Pillow would clip to 8 bits; TensorFlow takes the upper 8.
-        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+        # Pillow would clip to 8 bits; TensorFlow takes the upper 8. Of a TIFF Pillow tells neither the depth nor what is white.
+        tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+        share = 256 / 2 ** tags.get(_BITS, (16,))[0]
+        image = image.convert("I").point(lambda value: value * share).convert("L")
+        if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+            image = ImageChops.invert(image)
     if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
         image = ImageChops.invert(image)  # only Adobe's programs store the complements, which Pillow expects of all
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -21,7 +21,7 @@ from itertools import chain, groupby
 from pathlib import Path
 
 from pipeline import dataset, files, images
-from pipeline.console import Report
+from pipeline.console import Report, silent
 from pipeline.dataset import Photo, Photos, in_order, readable
 from pipeline.errors import BadImage, DataMissing, UserError
 from pipeline.machine import map_in_threads
@@ -104,7 +104,7 @@ class Memory:
         self.keep(((stamp, photo) for stamp, photo in self._rows() if photo.path not in forgotten), _NEVER_NS)
 
 
-def of_folder(folder: Path, memory: Memory, report: Report = lambda done, total: None) -> Photos:
+def of_folder(folder: Path, memory: Memory, report: Report = silent) -> Photos:
     """The photos in ``folder``, sorted by path, hashed and checked by their headers.
 
     A photo that cannot be used has its ``problem``. Hidden files, ``__MACOSX`` and files that neither are images nor are
@@ -119,7 +119,7 @@ def of_folder(folder: Path, memory: Memory, report: Report = lambda done, total:
     return Photos(merge(photos, odd, key=in_order)) if odd else photos
 
 
-def of_table(table: Table, memory: Memory, report: Report = lambda done, total: None) -> Photos:
+def of_table(table: Table, memory: Memory, report: Report = silent) -> Photos:
     """The photos that a table names, as ``of_folder`` has them; one that has two labels there comes twice.
 
     A file that is missing or no photo, and a line that gives no label, are rows with a problem. Raises UserError where the
@@ -189,6 +189,8 @@ def _walk(root: Path) -> Iterator[tuple[str, Stamp]]:
             continue
         if stat.S_ISREG(status.st_mode):
             yield path, Stamp.of(status)
+        elif _is_named_like_one(path):  # a pipe or a device
+            yield path, NO_STAMP
 
 
 def _inside(folder: str, above: frozenset[tuple[int, int]]) -> tuple[list[str], frozenset[tuple[int, int]]]:
@@ -242,7 +244,7 @@ def _read(folder: Path, photo: Photo) -> Photo:
     try:
         header = images.read_header(data)
     except BadImage as error:
-        return photo._replace(problem=str(error) if named_like_one else _NOT_A_PHOTO)
+        return photo._replace(problem=str(error) if named_like_one or images.looks_like_one(data) else _NOT_A_PHOTO)
     return photo._replace(**dataclasses.asdict(header))
 
 

@@ -77,6 +77,22 @@ def ycck() -> bytes:
     return bytes(data)
 
 
+def tiff(pixels: bytes, tags: dict[int, int]) -> bytes:
+    """As Pillow does not write it: 16 bits of grey in one strip, unless ``tags`` say otherwise."""
+    width, height = PICTURE.size
+    known = {256: width, 257: height, 258: 16, 259: 1, 262: 1, 273: 0, 277: 1, 278: height, 279: len(pixels), **tags}
+    known[273] = 8 + 2 + 12 * len(known) + 4  # the pixels stand behind the tags
+    listed = b"".join(struct.pack("<HHII", tag, 4, 1, known[tag]) for tag in sorted(known))
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(known)) + listed + bytes(4) + pixels
+
+
+def in_12_bits(image: Image.Image) -> bytes:
+    """Grey, two pixels in three bytes."""
+    values = np.asarray(image).reshape(-1, 2).astype(int) * 4095 // 255
+    first, second = values[:, 0], values[:, 1]
+    return np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=1).astype(np.uint8).tobytes()
+
+
 def jpeg_with_exif(tiff: bytes) -> bytes:
     data = encoded(PICTURE, "JPEG", quality=95)
     return data[:2] + b"\xff\xe1" + struct.pack(">H", len(tiff) + 8) + b"Exif\0\0" + tiff + data[2:]
@@ -155,6 +171,8 @@ READ: dict[str, tuple[bytes, Image.Image]] = {
     "16-bit grey PNG with alpha": (deep_png(2, 4), GREY),
     "16-bit grey TIFF": (encoded(deep(PICTURE), "TIFF"), GREY),
     "16-bit grey TIFF, turned": (encoded(deep(PICTURE), "TIFF", exif=EXIF), TURNED.convert("L")),
+    "16-bit grey TIFF with white as 0": (tiff((65535 - np.asarray(deep(PICTURE))).tobytes(), {262: 0}), GREY),
+    "12-bit grey TIFF": (tiff(in_12_bits(GREY), {258: 12}), GREY),
     "palette PNG": (encoded(PALETTE, "PNG"), PALETTE),
     "palette PNG with transparency": (encoded(PALETTE, "PNG", transparency=3), PALETTE),
     "PNG with alpha": (encoded(with_alpha(), "PNG"), PICTURE),
@@ -191,6 +209,7 @@ READ: dict[str, tuple[bytes, Image.Image]] = {
     **{f"1 × 1 {kind}": (encoded(picture(1, 1), kind), picture(1, 1)) for kind in ("JPEG", "PNG", "GIF", "BMP", "WEBP", "AVIF", "TIFF")},
 }
 
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (100, 100, 3), np.uint8))
 SMALL_JPEG = encoded(PICTURE, "JPEG")
 HUGE_JPEG = SMALL_JPEG.replace(struct.pack(">HH", 30, 40), struct.pack(">HH", 60_000, 60_000), 1)
 
@@ -216,6 +235,31 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "60,000 × 60,000 JPEG": (HUGE_JPEG, "60000 × 60000 pixels are more than 100,000,000"),
     "GIF with a frame of 60,000 × 60,000": (gif_with_frame(60_000, 60_000), "more than 100,000,000 pixels"),
     "JPEG of 5,000 scans": (many_scans(5_000), "a JPEG file of 5,00"),
+    "TIFF of signed numbers": (tiff(GREY.tobytes(), {258: 8, 339: 2}), "its pixels are signed numbers"),
+    "TIFF of three planes of 16 bits": (
+        tiff(np.asarray(PICTURE).transpose(2, 0, 1).astype(np.uint16).tobytes(), {262: 2, 277: 3, 284: 2}),
+        "a TIFF file of more than 8 bits a colour",
+    ),
+    "TIFF that begins with a preview": (tiff(deep(PICTURE).tobytes(), {254: 1}), "a camera's raw file, or a TIFF file that begins with"),
+    "DNG": (tiff(deep(PICTURE).tobytes(), {50706: 0x401}), "a camera's raw file, or a TIFF file that begins with"),
+    "TIFF of a rare kind": (
+        tiff(bytes(4 * 40 * 30), {277: 2}),
+        "not an image that is read here (a TIFF file that is damaged or of a rare kind)",
+    ),
+    "BMP of a rare kind": (
+        encoded(with_alpha(), "BMP").replace(
+            struct.pack("<III", 0xFF0000, 0xFF00, 0xFF), struct.pack("<III", 1023, 1023 << 10, 1023 << 20)
+        ),
+        "the BMP file is of a rare kind that is not read: Unsupported BMP bitfields layout",
+    ),
+    "JPEG with a cut note": (
+        SMALL_JPEG[:2] + b"\xff\xe0\0\x07JFIF\0" + SMALL_JPEG[2:],
+        "the JPEG file is damaged: a part of its header is",
+    ),
+    "WebP whose end was lost": (
+        encoded(NOISE, "WEBP", lossless=True)[:-5000] + bytes(5000),
+        "the WebP file ends in nothing but zeros: a part of it was lost",
+    ),
     "32-bit TIFF": (encoded(GREY.convert("F"), "TIFF"), "its pixels are numbers of 32 bits"),
 }
 
@@ -318,6 +362,8 @@ def test_files_that_cannot_be_read_are_listed(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "photos" / "class").symlink_to(tmp_path / "photos" / "class")
     (red / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"")
     os.mkfifo(red / "pipe.jpg")
+    (red / "half of one").write_bytes(SMALL_JPEG[:-200])
+    (red / "BMW.txt").write_text("BMW is a brand of cars")
     with open(red / "film.mp4", "wb") as film, open(red / "film.jpg", "wb") as named_like_one:
         film.truncate(images.MAX_BYTES + 1)
         named_like_one.truncate(images.MAX_BYTES + 1)
@@ -333,6 +379,8 @@ def test_files_that_cannot_be_read_are_listed(tmp_path: Path, monkeypatch: pytes
         f"red/{os.fsdecode(bytes([99, 97, 102, 0xE9]))}.jpg": "the file is empty",
         "red/film.jpg": "1,000,000,001 bytes are more than 1,000,000,000",
         "red/gone.png": "cannot be read: No such file or directory",
+        "red/half of one": "the JPEG file is cut short",
+        "red/pipe.jpg": "cannot be read: not a file",
     }
 
 

@@ -451,9 +451,16 @@ def test_a_folder_named_gives_the_photos_that_a_training_would_take(tmp_path: Pa
     (red / "notes.dat").write_text("no photo")
     (red / "linked").symlink_to(tmp_path / "elsewhere/more")
     (red / "round").symlink_to(tmp_path / "photos")
-    os.mkfifo(red / "pipe.jpg")  # whoever opens it waits for ever
+    for name in ("pipe", "pipe.jpg"):
+        os.mkfifo(red / name)  # whoever opens it waits for ever
     found = scan.photos_in([str(tmp_path / "photos")])
-    assert [str(path.relative_to(tmp_path / "photos")) for path in found] == ["noext", "red/002.png", "red/linked/000.png", "red/photo.dat"]
+    assert [str(path.relative_to(tmp_path / "photos")) for path in found] == [
+        "noext",
+        "red/002.png",
+        "red/linked/000.png",
+        "red/photo.dat",
+        "red/pipe.jpg",
+    ]
 
 
 def test_names_are_files_or_folders(tmp_path: Path) -> None:
