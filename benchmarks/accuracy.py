@@ -90,7 +90,7 @@ def _train(options: argparse.Namespace, tried: str, seed: int) -> Iterator[tuple
         trained, packed = (Path(scratch) / "store" / "runs" / task / keys[task] for task in ("TrainFinalLayer", "ComputeBottlenecks"))
         examples = final_layer.Examples.read(packed)
         named = evaluation.read_logits(trained)[dataset.TESTING].argmax(axis=1) == examples.truth[examples.rows[dataset.TESTING]]
-        testing = [photo for photo in dataset.each_photo(packed / "index.csv") if photo.split == dataset.TESTING]
+        testing = [photo for photo in dataset.each_photo(packed / dataset.INDEX) if photo.split == dataset.TESTING]
         yield from (((seed, photo.path), bool(right)) for photo, right in zip(testing, named))
 
 

@@ -17,7 +17,6 @@ from benchmarks.measuring import CLASSIC, Cost
 from pipeline import dataset, indexing
 from pipeline.console import say
 from pipeline.dataset import Photo, Photos
-from pipeline.packed import INDEX
 
 if TYPE_CHECKING:
     from pipeline.final_layer import Options
@@ -112,7 +111,7 @@ def _train_classic(work: Path, out: Path, steps: int, seed: int) -> Cost:
     from benchmarks import classic
 
     shutil.rmtree(out, ignore_errors=True)
-    photos = dataset.read_photos(work / "packed" / INDEX)
+    photos = dataset.read_photos(work / "packed" / dataset.INDEX)
     labels = photos.labels()[0]
     texts = {
         split: [(classic.text_path(work / "text", photo), labels.index(photo.label)) for photo in photos if photo.split == split]

@@ -26,7 +26,6 @@ from pipeline import console, files, luigi_program, settings
 from pipeline.errors import UserError
 from pipeline.fresh_process import die_with_parent
 
-TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 SECONDS_BETWEEN_STATUS = 2.0
 
 _FULL = ("No space left on device", "Disk quota exceeded", "File too large")
@@ -164,7 +163,7 @@ class Artifact(QuietTask):
             "parameters": self.to_str_params(only_significant=True),
             "parents": self.parents,
             **results,
-            "finished": time.strftime(TIME_FORMAT, time.gmtime()),
+            "finished": files.timestamp(),
             "seconds": round(time.time() - started, 2),
             "versions": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _VERSIONS}},
         }

@@ -1,6 +1,6 @@
 """Mini-batches of standardised bottlenecks, as a function of the seed and the step alone.
 
-batches = Batches(packed, rows, standardisation(statistics), seed, batch_size)
+batches = Batches(packed, rows, *standardisation(statistics), seed, batch_size)
 taken = batches.of(0, 50)                what steps 0 to 49 take: step 7 taken.vectors[taken.places[7]]
 """
 

@@ -8,24 +8,26 @@ A row is a photo, or a distorted view of one.
 
 from __future__ import annotations
 
-import io
+import contextlib
 import os
 import random
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from pipeline import checkpoint, dataset, files, images
-from pipeline.console import Report
+from pipeline.console import Report, silent
 from pipeline.dataset import Photo, Photos
 from pipeline.errors import BadImage, PhotoChanged, UserError
 from pipeline.images import AS_IT_IS
 from pipeline.machine import map_in_threads
 from pipeline.network import Network
-from pipeline.packed import INDEX, PACKED
+from pipeline.packed import PACKED, npy_header
 from pipeline.tensorflow_v1 import session, tf
 from pipeline.vector_cache import VectorCache
 
@@ -67,8 +69,8 @@ def compute(
     cache: VectorCache,
     *,
     drawn: Callable[[Photo], np.ndarray] = lambda row: AS_IT_IS,
-    checked: Report = lambda done, total: None,
-    report: Report = lambda done, total: None,
+    checked: Report = silent,
+    report: Report = silent,
 ) -> Filled:
     """See to it that the cache has a vector for each row whose photo in ``folder`` can be decoded.
 
@@ -77,6 +79,36 @@ def compute(
     ``report`` then how many there are.
     """
     unique = np.sort(rows.unique())
+    missing = _missing(rows, unique, cache, checked)
+    damaged = [row.path for row in map(rows.__getitem__, missing) if os.path.lexists(cache.path(row.sha256, row.view))]
+    done = there = len(unique) - len(missing)
+    computed = overtaken = 0
+    reasons: dict[str, BadImage] = {}
+    if len(missing):
+        network = load()
+        report(done, len(unique))
+    while len(missing):
+        changed = []
+        for number, outcome in _computed(rows, missing, folder, network, drawn, cache):
+            if isinstance(outcome, BadImage):
+                reasons[rows[number].sha256] = outcome
+                changed += [number] if isinstance(outcome, PhotoChanged) else []
+            else:
+                computed += outcome
+                overtaken += not outcome
+            done = min(done + 1, len(unique))
+            report(done, len(unique))
+        missing = _twins(rows, changed)
+        for number in missing:
+            reasons.pop(rows[number].sha256, None)
+    failed = {row.path: reasons[row.sha256] for row in rows if row.sha256 in reasons} if reasons else {}
+    problems = {path: str(reason) for path, reason in failed.items()}
+    gone = [path for path, reason in failed.items() if isinstance(reason, PhotoChanged)]
+    return Filled(computed, there + overtaken, damaged, problems, gone)
+
+
+def _missing(rows: Photos, unique: np.ndarray, cache: VectorCache, checked: Report) -> np.ndarray:
+    """Those of the rows ``unique`` whose vectors are not in the cache, or damaged there."""
     chunks = [unique[start : start + ROWS_PER_CHUNK] for start in range(0, len(unique), ROWS_PER_CHUNK)]
     found: list[np.ndarray] = [np.zeros(0, int)]
     looked_at = 0
@@ -85,33 +117,31 @@ def compute(
         found.append(chunk[lacking])
         looked_at += len(chunk)
         checked(looked_at, len(unique))
-    missing = np.concatenate(found)
-    damaged = [row.path for row in map(rows.__getitem__, missing) if os.path.lexists(cache.path(row.sha256, row.view))]
-    there = len(unique) - len(missing)
-    computed = overtaken = 0
-    reasons: dict[str, BadImage] = {}
-    if len(missing):
-        network = load()
-        report(there, len(unique))
-        done = 0
-        batches = _in_batches(missing, network.batch)
+    return np.concatenate(found)
 
-        def in_batch(batch: np.ndarray) -> list[BadImage | bool]:
-            return _compute_batch([rows[row] for row in batch], folder, network, drawn, cache)
 
-        for batch, outcomes in zip(batches, map_in_threads(in_batch, batches, network.threads)):
-            for row, outcome in zip(batch, outcomes):
-                if isinstance(outcome, BadImage):
-                    reasons[rows[row].sha256] = outcome
-                else:
-                    computed += outcome
-                    overtaken += not outcome
-            done += len(batch)
-            report(there + done, len(unique))
-    failed = {row.path: reasons[row.sha256] for row in rows if row.sha256 in reasons} if reasons else {}
-    problems = {path: str(reason) for path, reason in failed.items()}
-    changed = [path for path, reason in failed.items() if isinstance(reason, PhotoChanged)]
-    return Filled(computed, there + overtaken, damaged, problems, changed)
+def _computed(
+    rows: Photos, missing: np.ndarray, folder: Path, network: Network, drawn: Callable[[Photo], np.ndarray], cache: VectorCache
+) -> Iterator[tuple[int, BadImage | bool]]:
+    """Compute and keep the vectors of the rows ``missing``; what came of each, as ``_compute_batch`` says it."""
+    batches = _in_batches(missing, network.batch)
+
+    def in_batch(batch: np.ndarray) -> list[BadImage | bool]:
+        return _compute_batch([rows[row] for row in batch], folder, network, drawn, cache)
+
+    for batch, outcomes in zip(batches, map_in_threads(in_batch, batches, network.threads)):
+        yield from zip(batch.tolist(), outcomes)
+
+
+def _twins(rows: Photos, changed: Sequence[int]) -> np.ndarray:
+    """For each of these rows the next one with the same content, if there is one: its file may still be what it was."""
+    of_content = {(rows[number].sha256, rows[number].view): number for number in changed}
+    found: dict[tuple[str, int], int] = {}
+    for number, row in enumerate(rows if changed else ()):
+        content = row.sha256, row.view
+        if number > of_content.get(content, len(rows)):
+            found.setdefault(content, number)
+    return np.array(sorted(found.values()), int)
 
 
 def _in_batches(rows: np.ndarray, size: int) -> list[np.ndarray]:
@@ -186,69 +216,87 @@ class Statistics:
         self.count = total
 
 
+class _Progress(NamedTuple):
+    """How many rows of a matrix are packed, the statistics of those for training, and the CRC-32 of the file up to there."""
+
+    done: int
+    statistics: Statistics
+    checksum: int
+
+
 class _Kept:
-    """How far a matrix is packed, and the statistics up to there, as the variables of a checkpoint."""
+    """The progress of packing, as the variables of a checkpoint."""
 
     def __init__(self, folder: Path, width: int, running: tf.Session) -> None:
         def variable(name: str, shape: list[int], dtype: tf.DType) -> tf.Variable:
             return tf.get_variable(name, shape, dtype, tf.zeros_initializer(), use_resource=True, trainable=False)
 
-        squares_and_mean = [variable(name, [width], tf.float64) for name in ("mean", "sum_of_squares")]
-        self._variables = [tf.train.get_or_create_global_step(), variable("count", [], tf.int64), *squares_and_mean]
+        count, checksum = (variable(name, [], tf.int64) for name in ("count", "checksum"))
+        mean_and_squares = [variable(name, [width], tf.float64) for name in ("mean", "sum_of_squares")]
+        self._variables = [tf.train.get_or_create_global_step(), count, *mean_and_squares, checksum]
         self._running = running
         running.run(tf.global_variables_initializer())
         self._checkpoints = checkpoint.Checkpoints(folder, CHECKPOINT, max_to_keep=2)
 
-    def restore(self) -> tuple[int, Statistics] | None:
+    def restore(self) -> _Progress | None:
         if self._checkpoints.restore(self._running) is None:
             return None
-        done, count, mean, squares = self._running.run(self._variables)
-        return int(done), Statistics(int(count), mean, squares)
+        done, count, mean, squares, checksum = self._running.run(self._variables)
+        return _Progress(int(done), Statistics(int(count), mean, squares), int(checksum))
 
-    def save(self, done: int, statistics: Statistics) -> None:
-        values = (done, statistics.count, statistics.mean, statistics.squares)
+    def save(self, progress: _Progress) -> None:
+        done, statistics, checksum = progress
+        values = (done, statistics.count, statistics.mean, statistics.squares, checksum)
         fed = {variable.initializer.inputs[1]: value for variable, value in zip(self._variables, values)}
         self._running.run([variable.initializer for variable in self._variables], fed)
         self._checkpoints.save(self._running, done)
 
 
-def pack(rows: Sequence[Photo], cache: VectorCache, width: int, folder: Path, report: Report = lambda done, total: None) -> Statistics:
+def pack(rows: Sequence[Photo], cache: VectorCache, width: int, folder: Path, report: Report = silent) -> Statistics:
     """Write ``index.csv`` and, rows in its order, ``bottlenecks.npy`` (float32 [rows, width]) into ``folder``.
 
-    A checkpoint keeps how many rows are packed (``global_step``) and the statistics of the training rows among them
-    (``count``, ``mean``, ``sum_of_squares``). Called again after a kill, it cuts the matrix to the rows of the last
-    checkpoint and goes on there.
+    A checkpoint keeps how many rows are packed (``global_step``), the statistics of the training rows among them
+    (``count``, ``mean``, ``sum_of_squares``) and the CRC-32 of the file up to there (``checksum``). Called again after a
+    kill, it cuts the matrix to the rows of the last checkpoint and goes on there, if they are what was written.
     """
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (len(rows), width)})
-    first_byte, row_bytes = len(header.getvalue()), 4 * width
+    header = npy_header(len(rows), width)
     folder.mkdir(parents=True, exist_ok=True)
-    start, statistics = 0, Statistics.nothing(width)
     with tf.Graph().as_default(), session(threads=1, as_built=True) as running:
         kept = _Kept(folder, width, running)
-        if _same_index(folder / INDEX, rows) and (folder / PACKED).is_file() and (before := kept.restore()):
-            # Where the checkpoint outlived rows that never reached the disk, it starts over.
-            if (folder / PACKED).stat().st_size >= first_byte + before[0] * row_bytes:
-                start, statistics = before
+        before = kept.restore() if _same_index(folder / dataset.INDEX, rows) else None
+        if before and _crc32(folder / PACKED, len(header) + before.done * 4 * width) == before.checksum:
+            start, statistics, checksum = before
         else:
-            dataset.write_photos(folder / INDEX, rows)
-            (folder / PACKED).write_bytes(header.getvalue())
+            start, statistics, checksum = 0, Statistics.nothing(width), zlib.crc32(header)
+            dataset.write_photos(folder / dataset.INDEX, rows)
+            (folder / PACKED).write_bytes(header)
         with open(folder / PACKED, "r+b") as packed:
-            packed.truncate(first_byte + start * row_bytes)
+            packed.truncate(len(header) + start * 4 * width)
             packed.seek(0, os.SEEK_END)
             report(start, len(rows))
             for first in range(start, len(rows), ROWS_PER_CHUNK):
                 chunk = rows[first : first + ROWS_PER_CHUNK]
                 vectors = _read_rows(chunk, cache)
-                packed.write(vectors.tobytes())
+                data = vectors.tobytes()
+                packed.write(data)
+                checksum = zlib.crc32(data, checksum)
                 statistics.add(vectors[[row.split == dataset.TRAINING for row in chunk]])
                 done = first + len(chunk)
                 report(done, len(rows))
                 if done == len(rows) or (first // ROWS_PER_CHUNK + 1) % CHUNKS_PER_CHECKPOINT == 0:
                     packed.flush()
                     os.fsync(packed.fileno())
-                    kept.save(done, statistics)
+                    kept.save(_Progress(done, statistics, checksum))
     return statistics
+
+
+def _crc32(path: Path, size: int) -> int | None:
+    """Of the first ``size`` bytes of a file; None where it has not so many."""
+    checksum = 0
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        while size and (piece := file.read(min(size, 1 << 20))):
+            checksum, size = zlib.crc32(piece, checksum), size - len(piece)
+    return None if size else checksum
 
 
 def _same_index(path: Path, rows: Sequence[Photo]) -> bool:

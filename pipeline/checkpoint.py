@@ -92,6 +92,7 @@ class Checkpoints:
             listed = listed[-self._max_to_keep :]  # it may have been larger when the run was started
         self._saver.recover_last_checkpoints(listed)
         self._sweep({Path(path).name for path in listed})
+        self._mend_meta_graphs()
         return int(listed[-1].rpartition("-")[2]) if listed else None
 
     def _listed(self) -> list[str]:
@@ -111,6 +112,15 @@ class Checkpoints:
             for_good = self._keeps_some_for_good and 0 <= _step(name) < newest
             if name not in listed and not for_good:
                 path.unlink()
+
+    def _mend_meta_graphs(self) -> None:
+        """Restoring reads none of them; import_meta_graph, later, does."""
+        if self._meta_graph is None:
+            return
+        for index in self._prefix.parent.glob(f"{self._prefix.name}-*.index"):
+            path = index.with_suffix(".meta")
+            if not path.is_file() or path.read_bytes() != self._meta_graph:
+                files.write_atomic(path, self._meta_graph)
 
 
 def _meta_graph(saver: tf.train.Saver) -> bytes:

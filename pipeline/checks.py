@@ -1,7 +1,7 @@
 """Checks of the photos and their vectors before anything is trained, most of them against the version that is live.
 
 outcomes = of_photos(photos, skipped, before, limits)      how many, labels, shares, duplicates, unreadable files
-outcomes += [of_vectors(ours, theirs, drift_limit)]        how far the vectors of each class have moved
+outcomes += [of_vectors(ours, theirs, version, limit)]     how far the vectors of each class have moved
 stop(outcomes, {"photos"})                                 raises where one that is to stop the run is not fine
 
 Whether an outcome is a warning or a stop is decided by whoever runs it, each time anew.
@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from pipeline import files
-from pipeline.dataset import LISTED, Photo, Photos, read_photos, readable, shortened
+from pipeline.dataset import INDEX, LISTED, Photo, Photos, read_photos, readable, shortened
 from pipeline.errors import UserError
-from pipeline.packed import INDEX, Packed
+from pipeline.packed import Packed
 
 NAMES = ("photos", "labels", "relabelled", "shares", "drift", "duplicates")
 """The checks that can be a warning or a stop. Unreadable files stop a run above their limit before anything else is looked at."""
@@ -108,9 +108,8 @@ def of_photos(photos: Photos, skipped: int, before: Before | None, limits: Limit
 def _fall(classes: collections.Counter[str], before: Before, limit: float) -> Outcome:
     now, then = classes.total(), sum(before.classes.values())
     fall = 100 * (then - now) / max(then, 1)
-    change = f"{abs(fall):.1f} % {'fewer' if fall > 0 else 'more'}" if now != then else "as many"
-    sentence = f"{now:,} photos, {change} than" if now != then else f"{now:,} photos, as many as"
-    sentence = f"{sentence} the {then:,} of {before.version} (limit: {limit:g} % fewer)"
+    change = "as many as" if now == then else f"{abs(fall):.1f} % {'fewer' if fall > 0 else 'more'} than"
+    sentence = f"{now:,} photos, {change} the {then:,} of {before.version} (limit: {limit:g} % fewer)"
     step = "; look for what is missing, or raise photos_fall_limit if they are meant to be gone"
     return Outcome("photos", fall <= limit, sentence + (step if fall > limit else ""))
 

@@ -214,8 +214,11 @@ _NO_HASH = bytes(32)
 """In the place of a hash that is not known; nobody has seen a file that has it."""
 
 
+INDEX, SKIPPED = "index.csv", "skipped.csv"
+"""What the files of ``write_photos`` and ``write_skipped`` are called in a task's output."""
+
 LISTED = 1000
-"""Photos that a manifest lists at most, of those that are re-encoded."""
+"""Names that a manifest lists at most, of photos or classes."""
 
 
 def write_photos(path: Path, photos: Iterable[Photo]) -> None:
@@ -226,9 +229,13 @@ def write_photos(path: Path, photos: Iterable[Photo]) -> None:
 def each_photo(path: Path) -> Iterator[Photo]:
     """Read an index that ``write_photos`` wrote, a row at a time."""
     with open(path, **files.AS_ON_DISK) as file:
-        rows = csv.reader(file)
-        next(rows, None)
-        yield from map(from_texts, rows)
+        yield from _rows(file)
+
+
+def _rows(lines: Iterable[str]) -> Iterator[Photo]:
+    texts = csv.reader(lines)
+    next(texts, None)  # the heading
+    return map(from_texts, texts)
 
 
 def from_texts(texts: Sequence[str]) -> Photo:
@@ -287,13 +294,19 @@ def fingerprint(photos: Iterable[Photo]) -> str:
     return digest.hexdigest()[:16]
 
 
+def write_snapshot(path: Path, photos: Iterable[Photo]) -> None:
+    """Write a snapshot, sealed: its fingerprint does not say what the headers of the photos did, and vectors depend on that."""
+    files.write_sealed_csv(path, chain([Photo._fields], photos))
+
+
 def read_snapshot(path: Path, snapshot: str) -> Photos:
     """The photos of a snapshot, named by its fingerprint and perhaps a number behind a point.
 
-    Raises UserError where the file is not what was written, and removes it.
+    Raises UserError where the file is not what ``write_snapshot`` wrote, and removes it.
     """
     try:
-        photos = read_photos(path)
+        with files.open_sealed_csv(path) as lines:
+            photos = Photos(_rows(lines))
     except (OSError, ValueError, csv.Error):
         photos = Photos()
     if fingerprint(photos) != snapshot.partition(".")[0]:

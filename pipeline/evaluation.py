@@ -188,19 +188,25 @@ def evaluate(logits: np.ndarray, truth: np.ndarray, labels: Sequence[str], tempe
     """All figures for logits [rows, classes] and the numbers of the true labels, int [rows]; one row or more."""
     ranks = ranks_of(logits, truth)
     correct, classes = int((ranks == 0).sum()), len(labels)
-    confusion = np.zeros((classes, classes), int)
-    np.add.at(confusion, (truth, logits.argmax(axis=1)), 1)
+    counts = confusion(logits, truth)
     return Evaluation(
         labels=list(labels),
         count=len(truth),
         correct=correct,
         interval=wilson_interval(correct, len(truth)),
         top_k={k: float((ranks < k).mean()) for k in TOP if k < classes},
-        classes=of_classes(confusion, labels),
-        confusion=confusion,
+        classes=of_classes(counts, labels),
+        confusion=counts,
         calibration=calibration(logits, truth, 1.0),
         calibrated=calibration(logits, truth, temperature),
     )
+
+
+def confusion(logits: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Counts, int [classes, classes]: the true label down, the predicted one across. ``truth`` is int [rows]."""
+    counts = np.zeros((logits.shape[1], logits.shape[1]), int)
+    np.add.at(counts, (truth, logits.argmax(axis=1)), 1)
+    return counts
 
 
 def ranks_of(logits: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -14,13 +14,15 @@ from pipeline.dataset import Photo, Photos
 from pipeline.images import AS_IT_IS, NO_DISTORTIONS, Distortions
 from pipeline.vector_cache import VectorCache
 
+PRECISIONS = ("float32", "bfloat16", "float16")
+
 
 @dataclass(frozen=True)
 class Extraction:
     """How photos become vectors, beside the backbone.
 
     Attributes:
-        precision: of the arithmetic in the network, of ``network.PRECISIONS``.
+        precision: of the arithmetic in the network, of PRECISIONS.
         average_views: the looks at a photo of which its vector is the mean, of ``images.AVERAGES``.
         distorted_views: distorted views of each training photo, trained on beside the photo itself.
         distortions: how they are varied.

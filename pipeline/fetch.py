@@ -77,7 +77,7 @@ def download(
     sha256: str = "",
     size: int = 0,
     limit: int = MODEL_BYTES,
-    report: Report = lambda done, total: None,
+    report: Report = console.silent,
     sleep: Callable[[float], None] = time.sleep,
 ) -> str:
     """Fetch ``url`` to ``path`` and return its sha256. What has arrived stays beside it as ``.part``, where the next try goes on.

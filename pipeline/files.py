@@ -178,6 +178,11 @@ def _descriptor(path: str | Path, flags: int) -> Iterator[int]:
         os.close(descriptor)
 
 
+def timestamp(moment: float | None = None) -> str:
+    """A time (seconds since 1970; now by default) in UTC as manifests have it. As text it sorts."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, whole or not at all. Keys keep their order: it is the reader's."""
     write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
@@ -198,14 +203,24 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         manifest = read_json(folder / MANIFEST)
     except (OSError, ValueError):
         return None
-    return manifest if isinstance(manifest, dict) and "key" in manifest and isinstance(manifest.get("files"), dict) else None
+    is_one = isinstance(manifest, dict) and "key" in manifest and isinstance(manifest.get("files"), dict)
+    return manifest if is_one and manifest.get(_SEAL) in (None, _seal_of(manifest)) else None
+
+
+_SEAL = "sha256"
+
+
+def _seal_of(manifest: Mapping[str, Any]) -> str:
+    """A hash of all that a manifest says, but for this."""
+    return sha256_bytes(json.dumps({name: value for name, value in manifest.items() if name != _SEAL}, sort_keys=True).encode())
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Finish a folder: write its manifest, which lists every file in it with its size and its SHA-256."""
+    """Finish a folder: write its manifest, which lists every file in it with its size and its SHA-256, and has one of its own."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MANIFEST]
     listed = {path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in paths}
-    write_json(folder / MANIFEST, {**manifest, "files": listed})
+    whole = json.loads(json.dumps({**manifest, "files": listed}))
+    write_json(folder / MANIFEST, {**whole, _SEAL: _seal_of(whole)})
 
 
 UNREADABLE = "cannot be read"

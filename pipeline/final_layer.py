@@ -1,7 +1,8 @@
 """The final layer: softmax heads on standardised bottlenecks, one for each candidate of a sweep, trained side by side.
 
-result = train(folder, packed, Options(...))     goes on where it was; the best candidate at its best step is kept
-layer = restore(session, folder, ...)            brings it back, to be exported
+result = train(folder, packed, Options(...))            goes on where it was; the best candidate at its best step is kept
+logits, layer = build(folder, bottleneck, classes)      its graph once more,
+restore(session, folder, layer)                         and its values, to be exported
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from pipeline import bottlenecks, checkpoint, dataset, evaluation, files, heads,
 from pipeline.batches import Batches, standardisation
 from pipeline.bottlenecks import Statistics
 from pipeline.checkpoint import Checkpoints
-from pipeline.console import Report
+from pipeline.console import Report, silent
 from pipeline.errors import UserError
 from pipeline.heads import Layer, Shape
 from pipeline.machine import usable_cores
 from pipeline.optimizers import Optimizer
-from pipeline.packed import INDEX, Packed
+from pipeline.packed import Packed
 from pipeline.tensorflow_v1 import control_flow_v1, session, tf
 
 CHECKPOINT = "final_layer.ckpt"
@@ -90,12 +91,9 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Tried:
+class Tried(Candidate):
     """A candidate, and the step at which its loss on the validation split was lowest; None where it never was a number."""
 
-    learning_rate: float
-    weight_decay: float
-    label_smoothing: float
     best_step: int
     validation_loss: float | None
     validation_accuracy: float
@@ -149,7 +147,7 @@ class Examples:
 
     @classmethod
     def read(cls, folder: Path) -> Examples:
-        photos = dataset.read_photos(folder / INDEX)
+        photos = dataset.read_photos(folder / dataset.INDEX)
         labels, truth = photos.labels()
         rows = {split: np.flatnonzero(photos.has("split", split)) for split in dataset.SPLITS}
         return cls(Packed(folder), labels, truth.astype(np.int32), rows)
@@ -160,9 +158,7 @@ def balanced_weights(truth: np.ndarray, classes: int) -> np.ndarray:
     return (len(truth) / (classes * np.bincount(truth, minlength=classes))).astype(np.float32)
 
 
-def train(
-    folder: Path, packed: Path, options: Options, report: Report = lambda done, total: None, start_from: Start | None = None
-) -> Result:
+def train(folder: Path, packed: Path, options: Options, report: Report = silent, start_from: Start | None = None) -> Result:
     """Train the final layer on the packed bottlenecks in ``packed``; checkpoints and event files go to ``folder``.
 
     Called again after a kill it goes on at the last step saved, and ends with the same bytes in every variable as a run

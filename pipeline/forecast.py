@@ -116,7 +116,9 @@ def needs(classifier: ExportGraph, photos: Photos, rows: int, missing: int) -> l
 def _of_model(model: DownloadModel) -> tuple[int, int]:
     """Width and bytes of the graph of a network, as far as they are known before it is there."""
     if model.complete():
-        return backbones.load(model.folder).width, (model.folder / "graph.pb").stat().st_size
+        return backbones.load(model.folder).width, (model.folder / backbones.GRAPH).stat().st_size
+    if backbones.is_path(model.model) and Path(model.model).exists():
+        return WIDTH, files.size(Path(model.model))
     entry: Any = CATALOGUE.get(model.model)
     return getattr(entry, "width", WIDTH), int(1e6 * (getattr(entry, "megabytes", None) or MODEL_BYTES / 1e6))
 

@@ -23,7 +23,7 @@ from pipeline import changes, dataset, evaluation, files
 from pipeline.console import Report
 from pipeline.dataset import Photo, readable, shortened
 from pipeline.errors import UserError
-from pipeline.packed import INDEX, Packed
+from pipeline.packed import Packed
 
 if TYPE_CHECKING:
     from pipeline.classifier import Classifier
@@ -270,7 +270,7 @@ def measure_rival(
     """
     manifest = files.read_json(version / files.MANIFEST)
     known = set(manifest["labels"])
-    testing = [(row, photo) for row, photo in enumerate(dataset.each_photo(packed / INDEX)) if photo.split == dataset.TESTING]
+    testing = [(row, photo) for row, photo in enumerate(dataset.each_photo(packed / dataset.INDEX)) if photo.split == dataset.TESTING]
     asked_for = {photo.sha256 for _, photo in testing}
     # A version from before versions kept the list of their photos has none: then none counts as one it learned from.
     there = changes.each_photo(version / changes.PHOTOS) if (version / changes.PHOTOS).is_file() else ()

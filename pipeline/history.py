@@ -48,7 +48,6 @@ class Step:
     """A task of a run: why its output is another than in the run before, or nothing where it is the same; and its manifest."""
 
     task: str
-    key: str
     reasons: list[str]
     manifest: Mapping[str, Any] | None
 
@@ -66,8 +65,8 @@ class Step:
 def before(run: Run, runs: Sequence[Run]) -> Run | None:
     """The run of the same data set that was finished last before ``run``."""
     of_data = [one for one in runs if one.manifest.get("data") == run.manifest.get("data") and one.key != run.key]
-    earlier = [one for one in of_data if str(one.manifest.get("finished", "")) <= str(run.manifest.get("finished", ""))]
-    return max(earlier, key=lambda one: str(one.manifest.get("finished", "")), default=None)
+    earlier = [one for one in of_data if one.finished <= run.finished]
+    return max(earlier, key=lambda one: one.finished, default=None)
 
 
 def steps(run: Run, earlier: Run, folders: Iterable[Path]) -> list[Step]:
@@ -90,7 +89,7 @@ def steps(run: Run, earlier: Run, folders: Iterable[Path]) -> list[Step]:
             inherited = {name for parent in parents for name in parent.get("parameters", {})}
             known = differences(new, old, inherited) if new and old else []
             reasons = known or ["its output, or the one before, is no longer in the store, which would say it"]
-        made.append(Step(task, key, reasons, new))
+        made.append(Step(task, reasons, new))
     return made
 
 

@@ -24,8 +24,6 @@ from pipeline.images import AS_IT_IS
 from pipeline.machine import computes_bfloat16, has_nvidia, usable_cores
 from pipeline.tensorflow_v1 import has_gpu, placed_on, session, tf
 
-PRECISIONS = ("float32", "bfloat16", "float16")
-
 BATCH_ON_CPU, BATCH_ON_GPU = 8, 64
 """Photos at once."""
 
@@ -102,7 +100,7 @@ def load(
 
     Args:
         output: the tensor that comes out: the bottleneck, or the probabilities of the classes it was trained on.
-        precision: of the arithmetic in the network, of PRECISIONS; vectors are float32 always.
+        precision: of the arithmetic in the network, of ``extraction.PRECISIONS``; vectors are float32 always.
         average: the looks at a photo of which the vector is the mean, of ``images.AVERAGES``.
         batch: photos that go through the network together, if not as many as are best on this machine.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,14 +49,11 @@ def learned(version: Path, photos: Sequence[Photo]) -> int:
     return sum(photo.sha256 in known for photo in photos)
 
 
-def evaluate(
-    version: Path, images: Path, photos: Sequence[Photo], out: Path, load: Callable[[Path], Classifier], progress: Report
-) -> dict[str, Any]:
-    """Write page and figures of the classifier in ``version`` on these photos of the folder ``images`` into ``out``.
+def evaluate(version: Path, classifier: Classifier, images: Path, photos: Sequence[Photo], out: Path, progress: Report) -> dict[str, Any]:
+    """Write page and figures of ``classifier``, the one in ``version``, on these photos of the folder ``images`` into ``out``.
 
     Returns the figures in short. Raises DataMissing where no photo can be decoded.
     """
-    classifier = load(version)
     number_of = {label: number for number, label in enumerate(classifier.labels)}
     usable, skipped = [photo for photo in photos if not photo.problem], [photo for photo in photos if photo.problem]
     named, rows = [], []

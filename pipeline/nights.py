@@ -7,13 +7,12 @@ next night's, and a candidate that was rejected is not told of every night.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import changes, files
+from pipeline import changes, files, history
 from pipeline.runs import percent
 
 PUBLISHED = "published"
@@ -25,8 +24,6 @@ STATUSES = (PUBLISHED, REJECTED, NOT_LIVE, NOTHING, FAILED)
 
 FIGURES = ("photos", "classes", "skipped", "test_accuracy", "test_interval", "test_count")
 """What a record has of a version's manifest."""
-
-TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ class Record:
     outcome: Outcome
     stands_in: str = ""
     by: str = ""
-    written: str = field(default_factory=lambda: time.strftime(TIME_FORMAT, time.gmtime()))
+    written: str = field(default_factory=files.timestamp)
 
     @property
     def failed(self) -> bool:
@@ -102,8 +99,7 @@ def what_changed(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> 
         return ["the first version"]
     found = [changes.sentence(after["since"])] if after.get("since") else []
     was, now = (manifest.get("parameters", {}) for manifest in (before, after))
-    handed_down = ("data", "snapshot", "model_identity", "init_from_key")
-    settings = [name for name in now if name not in handed_down and now[name] != was.get(name, now[name])]
+    settings = [name for name in now if name not in history.HANDED_DOWN and now[name] != was.get(name, now[name])]
     if settings:
         found.append("settings: " + ", ".join(f"{name} = {now[name]} ({was[name]} before)" for name in settings))
     return [*found, f"test accuracy {percent(before['test_accuracy'])} before"]

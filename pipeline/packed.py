@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +10,16 @@ from pathlib import Path
 import numpy as np
 
 PACKED = "bottlenecks.npy"
-INDEX = "index.csv"
 
 ROWS_AT_ONCE = 4096
 """Neighbours that are read at once, at most: one read brings 2 GB at most."""
+
+
+def npy_header(*shape: int) -> bytes:
+    """What a file of NumPy begins with where float32 of this shape follow."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return header.getvalue()
 
 
 class Packed:

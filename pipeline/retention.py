@@ -139,8 +139,7 @@ def _touched(folder: Path) -> float:
 
 
 def _item(kind: str, path: Path) -> Item:
-    inside = path.rglob("*") if path.is_dir() else [path]
-    return Item(kind, path, sum(file.stat().st_size for file in inside if file.is_file()))
+    return Item(kind, path, files.size(path))
 
 
 def remove(item: Item) -> None:

@@ -1,6 +1,6 @@
 """Classifiers made by TensorFlow's ``retrain.py``, and frozen graphs like them, which do not say how they want their input.
 
-    classifier, description = load(Path("retrained_graph.pb"), Path("retrained_labels.txt"))
+    classifier, words = load(Path("retrained_graph.pb"), Path("retrained_labels.txt"))
 
 ``retrain.py`` resized photos as TensorFlow 1 did, so they are resized that way here, too.
 """
@@ -118,9 +118,8 @@ def _described(wiring: Wiring, given: Description) -> tuple[Description, _Known 
 def _only(wiring: Wiring, flag: str) -> str:
     likely = _likely(wiring, flag)
     if len(likely) != 1:
-        raise UserError(
-            f"the graph's {flag[2:7].strip('-')} cannot be guessed among {', '.join(likely) or 'no likely nodes'}; say it with {flag} NAME"
-        )
+        end = "input" if flag == "--input-layer" else "output"
+        raise UserError(f"the graph's {end} cannot be guessed among {', '.join(likely) or 'no likely nodes'}; say it with {flag} NAME")
     return likely[0]
 
 

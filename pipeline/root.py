@@ -9,7 +9,6 @@ import shlex
 import signal
 import sys
 import threading
-import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +31,7 @@ from pipeline import (
     forecast,
     luigi_program,
     registry,
+    runs,
     scan,
     settings,
     sources,
@@ -39,13 +39,12 @@ from pipeline import (
     tensorflow_import,
 )
 from pipeline.artifacts import Artifact, QuietTask
+from pipeline.commands import INTERRUPTED
 from pipeline.console import shown
 from pipeline.dataset import Photos
 from pipeline.errors import UserError
 from pipeline.settings import choices, switch
 from pipeline.tasks import (
-    INDEX,
-    SKIPPED,
     CheckDrift,
     CheckPhotos,
     ComputeBottlenecks,
@@ -56,8 +55,6 @@ from pipeline.tasks import (
     absolute_model,
     fallback_of,
 )
-
-INTERRUPTED = 130  # as shells have it for Ctrl-C
 
 COMPARED = ("output_graph.pb", "labels.txt", changes.PHOTOS)
 """What of a version the gate reads."""
@@ -179,7 +176,7 @@ class Export(QuietTask):
         """The export whose final layer the training starts from. Raises UserError for one that cannot be found."""
         if not self.init_from:
             return None
-        version = registry.find(self.init_from, settings.exports_of(self.init_from))
+        version = registry.find(self.init_from, settings.exports_of(self.init_from)).resolve()
         if version.parent == (settings.paths(self.data).exports / self.data).resolve() and version.name != Path(self.init_from).name:
             raise UserError(
                 f"init_from = {self.init_from} is another version after each run, so that each run would train anew; name {shown(version)}"
@@ -201,7 +198,7 @@ class Export(QuietTask):
         kept = settings.paths(self.data).snapshot(self.data, snapshot)
         if not kept.is_file() or not kept.stat().st_size:  # empty after a power cut, perhaps
             kept.parent.mkdir(parents=True, exist_ok=True)
-            dataset.write_photos(kept, photos)
+            dataset.write_snapshot(kept, photos)
         return self.found_in(snapshot)
 
     def snapshot_of(self, photos: Photos) -> str:
@@ -277,7 +274,7 @@ class Export(QuietTask):
         index, _, packed, _ = self.classifier.requires()
         if packed.complete():  # what follows is small
             return
-        photos = dataset.read_photos(index.folder / INDEX)
+        photos = dataset.read_photos(index.folder / dataset.INDEX)
         systems = disk.by_file_system(forecast.needs(self.classifier, photos, *forecast.rows_and_missing(packed, photos)))
         for line in disk.check(systems):
             console.warn(line)
@@ -296,7 +293,7 @@ class Export(QuietTask):
                 return None
             manifest = files.read_json(version / files.MANIFEST)
             status = "live" if version == live else "not live"
-            return Outcome(status, version / "report.html", manifest, version, manifest.get("verdict"))
+            return Outcome(status, version / runs.PAGE, manifest, version, manifest.get("verdict"))
         report = self.report
         if not report.complete():
             return None
@@ -304,7 +301,7 @@ class Export(QuietTask):
         if evaluated["verdict"]["accepted"]:
             return None
         manifest = {**evaluated, **self.classifier.output().manifest()} if self.classifier.complete() else evaluated
-        return Outcome("rejected", report.folder / "report.html", manifest, None, evaluated["verdict"])
+        return Outcome("rejected", report.folder / runs.PAGE, manifest, None, evaluated["verdict"])
 
     def complete(self) -> bool:
         if self._is_done:
@@ -415,10 +412,10 @@ class Export(QuietTask):
     def _say_rejected(self, report: Path, verdict: dict[str, Any]) -> None:
         said = f"{self.data}: {verdict['words']}"
         if self.fail_if_rejected:
-            raise UserError(f"{said}; report: {shown(report / 'report.html')}")
+            raise UserError(f"{said}; report: {shown(report / runs.PAGE)}")
         for line in (said, *self._since()):
             console.say(line)
-        console.say(f"{self.data}: {live_in_words(self)} stays live; report: {shown(report / 'report.html')}")
+        console.say(f"{self.data}: {live_in_words(self)} stays live; report: {shown(report / runs.PAGE)}")
 
 
 def result_lines(data: str, version: Path, classifier: ExportGraph) -> list[str]:
@@ -434,20 +431,20 @@ def result_lines(data: str, version: Path, classifier: ExportGraph) -> list[str]
         f"labels   {shown(version / 'labels.txt')}",
         f"curves   {shlex.join([shown(Path(sys.executable).with_name('tensorboard')), '--logdir', shown(training.folder)])}",
         f"predict  {shlex.join([shown(Path(sys.executable)), '-m', 'pipeline', 'predict', data, 'PHOTO.jpg'])}",
-        f"report   {shown(version / 'report.html')}",
+        f"report   {shown(version / runs.PAGE)}",
     ]
     for exported in manifest.get("formats", {}).values():
         if exported.get("problem"):
             lines.append(f"left out {exported['file']}: {exported['problem']}")
     if manifest["skipped"]:
-        lines.insert(1, f"left out {manifest['skipped']}, listed with the reasons in {shown(packed.folder / SKIPPED)}")
+        lines.insert(1, f"left out {manifest['skipped']}, listed with the reasons in {shown(packed.folder / dataset.SKIPPED)}")
     return lines
 
 
 def made_before(outcome: Outcome, moment: float) -> bool:
     """Whether it came to that before ``moment`` (seconds since 1970)."""
     finished = outcome.manifest["finished"]
-    return bool(finished < time.strftime(artifacts.TIME_FORMAT, time.gmtime(moment)))
+    return bool(finished < files.timestamp(moment))
 
 
 def accuracy_in_words(manifest: dict[str, Any]) -> str:

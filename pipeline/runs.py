@@ -35,6 +35,11 @@ class Run:
         return str(self.manifest["key"])
 
     @property
+    def finished(self) -> str:
+        """When, as a time that sorts; nothing where it does not say."""
+        return str(self.manifest.get("finished", ""))
+
+    @property
     def state(self) -> str:
         """In a word, if there is one."""
         return "live" if self.is_live else "" if self.manifest.get("verdict", {}).get("accepted", True) else "rejected"
@@ -110,7 +115,7 @@ def comparison(runs: Sequence[Run]) -> list[list[str]]:
     low_high = [run.manifest["test_interval"] for run in runs]
     rows = [
         ["", *(run.name + (" (live)" if run.is_live else "") for run in runs)],
-        ["made", *(str(run.manifest.get("finished", ""))[:10] for run in runs)],
+        ["made", *(run.finished[:10] for run in runs)],
         ["model", *(run.manifest["backbone"]["name"] for run in runs)],
         ["photos", *(str(run.manifest["photos"]) for run in runs)],
         ["test photos", *(str(run.manifest["test_count"]) for run in runs)],

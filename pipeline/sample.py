@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter
 
-from pipeline.console import Report
+from pipeline.console import Report, silent
 from pipeline.machine import map_in_threads
 
 Colour = tuple[int, int, int]
@@ -224,7 +224,7 @@ def draw_picture(kind: str, number: int, seed: int) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.1)))
 
 
-def draw(folder: Path, per_class: int, seed: int, report: Report = lambda done, total: None) -> None:
+def draw(folder: Path, per_class: int, seed: int, report: Report = silent) -> None:
     """Draw the data set into ``folder``: ``per_class`` JPEG files for each kind."""
     wanted = [(kind, number) for kind in KINDS for number in range(per_class)]
     for kind in KINDS:

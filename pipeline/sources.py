@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline import fetch, files
@@ -67,7 +67,7 @@ def read_fallback(record: Path, now: float) -> Fallback | None:
 
 def write_fallback(record: Path, fallback: Fallback) -> None:
     record.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(record, {"instead": fallback.instead, "reason": fallback.reason, "since": fallback.since})
+    files.write_json(record, asdict(fallback))
 
 
 def fetch_archive(url: str, sha256: str, size: int, folder: Path, report: Report) -> None:

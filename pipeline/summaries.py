@@ -7,10 +7,11 @@ summaries/candidate-0/validation loss and accuracy on the validation split
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import itertools
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline import dataset, files, images, pictures
+from pipeline import dataset, evaluation, files, images, pictures
 from pipeline.dataset import Photo, readable
 from pipeline.errors import BadImage
-from pipeline.packed import INDEX, Packed
+from pipeline.packed import Packed
 from pipeline.tensorflow_v1 import session, tf
 
 MOST_HISTOGRAMS = 20
@@ -97,6 +98,12 @@ class Curves:
         writer.add_summary(tf.Summary.FromString(proto.SerializeToString()), 0)
 
 
+def _events(path: Path) -> Iterator[tf.Event]:
+    """The events of a file, up to where a full disk or a power cut left it: what is missing was written again by the run that went on."""
+    with contextlib.suppress(tf.errors.DataLossError):
+        yield from tf.train.summary_iterator(str(path))
+
+
 def write_curves(path: Path, folder: Path, candidates: int) -> None:
     """Read the curves of all candidates back from the event files in ``folder``, and write them as a table, for whoever has no
     TensorFlow. What a kill made the trainer write twice is the same twice, and stands there once."""
@@ -106,7 +113,7 @@ def write_curves(path: Path, folder: Path, candidates: int) -> None:
         for number, curve in itertools.product(range(candidates), CURVES):
             points: dict[int, dict[str, float]] = {}
             for events in (folder / candidate_name(number) / curve).glob("events*"):
-                for event in tf.train.summary_iterator(str(events)):
+                for event in _events(events):
                     points.setdefault(event.step, {}).update((value.tag, value.simple_value) for value in event.summary.value)
             rows = [(step, values) for step, values in sorted(points.items()) if values]
             writer.writerows((number, curve, step, f"{values['loss']:.6g}", f"{values['accuracy']:.6g}") for step, values in rows)
@@ -140,6 +147,12 @@ class Measured:
     labels: Sequence[str]
 
     @property
+    def truth(self) -> np.ndarray:
+        """The number of each row's label, int [rows]."""
+        number_of = {label: number for number, label in enumerate(self.labels)}
+        return np.array([number_of[row.label] for row in self.rows], int)
+
+    @property
     def predicted(self) -> list[str]:
         return [self.labels[number] for number in self.logits.argmax(axis=1)]
 
@@ -170,7 +183,7 @@ def write_pictures(
         see: how the network sees a photo.
         seed: of which training photos are shown.
     """
-    rows, matrix = dataset.read_photos(packed / INDEX), Packed(packed)
+    rows, matrix = dataset.read_photos(packed / dataset.INDEX), Packed(packed)
 
     def measured(split: str, most: int | None = None) -> Measured:
         numbers = np.flatnonzero(rows.has("split", split))[:most]
@@ -184,7 +197,7 @@ def write_pictures(
 
 
 def _write_pages(folder: Path, training: Sequence[Photo], testing: Measured, photos: Path, see: See) -> None:
-    pages = {"confusion_matrix": pictures.confusion_matrix(confusion(testing), testing.labels)}
+    pages = {"confusion_matrix": pictures.confusion_matrix(evaluation.confusion(testing.logits, testing.truth), testing.labels)}
     if seen := _as_seen(training, photos, see):
         pages["training_photos"] = seen
     if wrong := _misclassified(testing, photos):
@@ -194,14 +207,6 @@ def _write_pages(folder: Path, training: Sequence[Photo], testing: Measured, pho
             data = pictures.encoded(page, "PNG" if tag == "confusion_matrix" else "JPEG")
             image = tf.Summary.Image(height=page.height, width=page.width, colorspace=3, encoded_image_string=data)
             writer.add_summary(tf.Summary(value=[tf.Summary.Value(tag=tag, image=image)]), 0)
-
-
-def confusion(measured: Measured) -> np.ndarray:
-    """Counts, int [classes, classes]: the true label down, the predicted one across."""
-    number_of = {label: number for number, label in enumerate(measured.labels)}
-    counts = np.zeros((len(measured.labels), len(measured.labels)), int)
-    np.add.at(counts, ([number_of[row.label] for row in measured.rows], measured.logits.argmax(axis=1)), 1)
-    return counts
 
 
 def _as_seen(rows: Sequence[Photo], photos: Path, see: See) -> Image.Image | None:
@@ -218,11 +223,8 @@ def _as_seen(rows: Sequence[Photo], photos: Path, see: See) -> Image.Image | Non
 
 def _misclassified(testing: Measured, photos: Path) -> Image.Image | None:
     """The test photos that are named wrongly with the largest confidence."""
-    margins = testing.logits.max(axis=1) - np.array(
-        [logits[testing.labels.index(row.label)] for row, logits in zip(testing.rows, testing.logits)]
-    )
-    worst = [number for number in np.argsort(-margins, kind="stable")[:SHOWN] if margins[number] > 0]
-    if not worst:
+    worst = evaluation.mistakes(testing.logits, testing.truth)[:SHOWN]
+    if not len(worst):
         return None
     shown = [pictures.thumbnail(photos / testing.rows[number].path, testing.rows[number].sha256, 200) for number in worst]
     captions = [f"{testing.rows[number].label} → {testing.predicted[number]}" for number in worst]

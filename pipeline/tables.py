@@ -129,7 +129,7 @@ class Table:
             return header.index(column)
         if column.isdigit() and int(column) > 0:
             return int(column) - 1
-        raise UserError(f"{column!r} is no column of {self.file}; its columns are: {', '.join(header)}")
+        raise UserError(f"{column!r} is no column of {self.file}; its columns are: {', '.join(header) or 'numbered from 1'}")
 
     def _label(self, text: str) -> tuple[str, str]:
         """The label, or an empty one and the problem."""

@@ -35,6 +35,7 @@ from pipeline import (
     console,
     dataset,
     files,
+    history,
     images,
     indexing,
     luigi_program,
@@ -47,16 +48,15 @@ from pipeline.artifacts import Artifact, QuietTask
 from pipeline.console import shown
 from pipeline.dataset import Photo, Photos
 from pipeline.errors import DataMissing, UserError
-from pipeline.extraction import Extraction
+from pipeline.extraction import PRECISIONS, Extraction
 from pipeline.fresh_process import FreshProcess
+from pipeline.images import AVERAGES
 from pipeline.settings import choice, choices, number, numbers, switch, text, whole_number
 from pipeline.vector_cache import VectorCache
 
 if TYPE_CHECKING:
     from pipeline import bottlenecks, final_layer
 
-INDEX = "index.csv"
-SKIPPED = "skipped.csv"
 
 CHECKING = "pipeline.export.agreement"
 """What the process that checks an export loads. It is started first in a step, while it can be a fork that TensorFlow has not run in."""
@@ -78,7 +78,9 @@ class FolderOfPhotos(QuietTask, luigi.ExternalTask):
 
     @property
     def problem(self) -> str:
-        return f"no photos in {self.images}; {self.remedy}"
+        folder = Path(self.images)
+        lacking = "" if folder.is_dir() else " (it is a file; unpack it)" if folder.is_file() else " (there is no such folder)"
+        return f"no photos in {self.images}{lacking}; {self.remedy}"
 
     def complete(self) -> bool:
         return sources.has_photos(Path(self.images))
@@ -158,8 +160,8 @@ class IndexImages(Artifact):
         index = self.index_of(photos)
         for line in index.warnings:
             console.warn(f"{self.data}: {line}")
-        dataset.write_photos(work / INDEX, index.photos)
-        dataset.write_skipped(work / SKIPPED, index.skipped)
+        dataset.write_photos(work / dataset.INDEX, index.photos)
+        dataset.write_skipped(work / dataset.SKIPPED, index.skipped)
         figures = indexing.figures(index)
         splits = ", ".join(f"{count} for {split}" for split, count in figures["splits"].items())
         console.note(f"{self.data}: {len(index.photos)} photos in {len(index.labels)} classes, {splits}")
@@ -226,7 +228,7 @@ class CheckPhotos(_Check):
     )
 
     def make(self, work: Path) -> dict[str, Any]:
-        index, kept = self.requires().folder / INDEX, self.live_folder / changes.PHOTOS
+        index, kept = self.requires().folder / dataset.INDEX, self.live_folder / changes.PHOTOS
         since = before = None
         if self.live_version and not self.has_kept(changes.PHOTOS):
             console.note(f"{self.data}: the photos are not compared: {self.live_version} does not say what its own were")
@@ -313,12 +315,12 @@ class ComputeBottlenecks(_AfterCheck):
 
     images = luigi.Parameter(default="", positional=False, significant=False, description="folder of the photos, if it is not data/NAME")
     precision = choice(
-        ("float32", "bfloat16", "float16"),
+        PRECISIONS,
         default="float32",
         description="arithmetic in the network; bfloat16 is twice as fast on CPUs that have it, float16 on GPUs, both a little less exact",
     )
     average_views = choice(
-        ("none", "mirror", "mirror+crops"),
+        AVERAGES,
         default="none",
         description="looks at a photo whose mean its bottleneck is, in training and in the export; 1, 2 or 10 times the work",
     )
@@ -334,8 +336,8 @@ class ComputeBottlenecks(_AfterCheck):
         from pipeline import bottlenecks
 
         index_task, model_task = self.requires()
-        photos = dataset.read_photos(index_task.folder / INDEX)
-        skipped = dataset.read_skipped(index_task.folder / SKIPPED)
+        photos = dataset.read_photos(index_task.folder / dataset.INDEX)
+        skipped = dataset.read_skipped(index_task.folder / dataset.SKIPPED)
         backbone = backbones.load(model_task.folder)
         extraction = self.extraction()
         cache = extraction.cache(settings.paths().bottleneck_dir, backbone)
@@ -351,7 +353,7 @@ class ComputeBottlenecks(_AfterCheck):
                 console.warn(f"{self.data}: {line}")
         changed = [path for filled in fills for path in filled.changed]
         self._mark_as_torn(changed)
-        dataset.write_skipped(work / SKIPPED, index.skipped)
+        dataset.write_skipped(work / dataset.SKIPPED, index.skipped)
         with self.progress("rows") as report:
             bottlenecks.pack(index.photos.followed_by(views), cache, backbone.width, work, report)
         computed_views = sum(filled.computed for filled in fills[1:])
@@ -536,8 +538,11 @@ class TrainFinalLayer(_AfterCheck):
         manifest = files.read_json(export / files.MANIFEST)
         ours = backbones.load(self.requires()[1].folder)
         if manifest["backbone"]["graph_sha256"] != ours.graph_sha256:
-            there = manifest["backbone"]["name"]
-            raise UserError(f"init_from = {export}: it was trained on {there}, and this is {ours.name}; name an export of the same model")
+            there = backbones.Backbone(**manifest["backbone"])
+            raise UserError(
+                f"init_from = {export}: it was trained on {there.name} at {there.input_size} pixels, and this is {ours.name} at "
+                f"{ours.input_size}, another graph; name an export of the same model, at the same size"
+            )
         return final_layer.Start.read(export, manifest["labels"])
 
 
@@ -671,7 +676,7 @@ class Gate(Artifact):
         photos = Path(self.images)
         milliseconds = None
         if self.gate_milliseconds:
-            testing = (photo for photo in dataset.each_photo(packed.folder / INDEX) if photo.split == dataset.TESTING)
+            testing = (photo for photo in dataset.each_photo(packed.folder / dataset.INDEX) if photo.split == dataset.TESTING)
             timed = [photos / photo.path for photo in itertools.islice(testing, gate.TIMED_PHOTOS)]
             milliseconds = gate.milliseconds_a_photo(load(classifier.folder, batch=1), timed)
         rival = None
@@ -755,9 +760,9 @@ class Report(Artifact):
         Their splits are those of the training, which were made anew where a photo failed.
         """
         changed = packed.output().manifest()["changed"]
-        trained = dataset.each_photo(packed.folder / INDEX)
+        trained = dataset.each_photo(packed.folder / dataset.INDEX)
         following = next(trained, None)
-        for photo in dataset.each_photo(index.folder / INDEX):
+        for photo in dataset.each_photo(index.folder / dataset.INDEX):
             if following and dataset.in_order(following) == dataset.in_order(photo):
                 yield following
                 following = next(trained, None)
@@ -767,7 +772,7 @@ class Report(Artifact):
     @property
     def settings(self) -> list[tuple[str, str, bool]]:
         """Name, value, and whether it is the default, of all that a person can set."""
-        handed_down = ("snapshot", "model_identity", "init_from_key", "live", "live_key", "checked", "before_it")
+        handed_down = {*history.HANDED_DOWN, "live", "checked", "before_it"}
         return [
             (name, parameter.serialize(value := getattr(self, name)), value == parameter._default)
             for name, parameter in self.get_params()

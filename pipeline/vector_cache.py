@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import files
+from pipeline.packed import npy_header
 
 MOST_BYTES = 1 << 24
 """More than any vector has."""
@@ -41,9 +42,7 @@ class VectorCache:
     def __init__(self, folder: Path, width: int, views_folder: Path | None = None) -> None:
         self._folder, self._views_folder = folder, views_folder or folder
         self._width = width
-        header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (width,)})
-        self._header = header.getvalue()
+        self._header = npy_header(width)
 
     def path(self, sha256: str, view: int = 0) -> Path:
         return Path(self._place(sha256, view))

@@ -144,7 +144,7 @@ def backbone_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Project:
-    """A project in which ``colours`` was exported. Tests copy it (``copy_of``) before they change anything."""
+    """A project in which ``colours`` was exported. Tests copy it (``copy_of_finished``) before they change anything."""
     project = Project(tmp_path_factory.mktemp("finished") / "project", model_dir)
     project.photos("colours")
     done = project.export("--data", "colours", "--how-many-training-steps", "300")

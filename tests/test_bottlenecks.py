@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import zlib
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from pipeline.errors import UserError
 from pipeline.extraction import Extraction
 from pipeline.images import Distortions
 from pipeline.network import Network
-from pipeline.packed import INDEX, PACKED, Packed
+from pipeline.packed import PACKED, Packed
 from pipeline.tensorflow_v1 import tf
 from pipeline.vector_cache import VectorCache
 
@@ -122,6 +123,22 @@ def test_a_photo_that_fails_is_named_with_its_reason_and_the_others_go_on(folder
     }
     assert filled.changed == ["blue/001.png", "blue/003.png"]
     assert filled.computed == 56
+
+
+def test_of_files_with_one_content_any_will_do(folder: Path, photos: Photos, cache: VectorCache) -> None:
+    original = next(photo for photo in photos if photo.path == "red/000.png")
+    twins = [original._replace(path=f"red/copy{number}.png") for number in (1, 2)]
+    shutil.copy(folder / original.path, folder / twins[1].path)
+    (folder / original.path).unlink()
+    rows = Photos([*photos, *twins])
+    seen: list[tuple[int, int]] = []
+    filled = bottlenecks.compute(rows, folder, lambda: STAND_IN, cache, report=lambda *one: seen.append(one))
+    assert (filled.computed, filled.problems, filled.changed) == (60, {}, [])
+    assert seen == sorted(seen) and seen[-1] == (60, 60)
+    (folder / twins[1].path).unlink()
+    cache.path(original.sha256).unlink()
+    filled = bottlenecks.compute(rows, folder, lambda: STAND_IN, cache)
+    assert filled.problems == dict.fromkeys([original.path, *(twin.path for twin in twins)], "cannot be read: No such file or directory")
 
 
 def test_a_folder_or_a_pipe_in_a_vectors_place_makes_room_for_it(folder: Path, photos: Photos, cache: VectorCache) -> None:
@@ -229,7 +246,7 @@ def test_rows_are_in_the_order_of_the_index(photos: Photos, filled: VectorCache,
     statistics = bottlenecks.pack(photos, filled, WIDTH, tmp_path)
     matrix = Packed(tmp_path)[np.arange(60)]
     assert [row.tobytes() for row in matrix] == [filled.read(p.sha256).tobytes() for p in photos]  # type: ignore[union-attr]
-    assert dataset.read_photos(tmp_path / INDEX) == photos
+    assert dataset.read_photos(tmp_path / dataset.INDEX) == photos
     training = matrix[[p.split == dataset.TRAINING for p in photos]].astype(np.float64)
     for found in (statistics, bottlenecks.read_statistics(tmp_path)):
         assert found.count == len(training)
@@ -238,7 +255,7 @@ def test_rows_are_in_the_order_of_the_index(photos: Photos, filled: VectorCache,
 
 
 def files_of(folder: Path) -> dict[str, str]:
-    kept = (PACKED, INDEX)
+    kept = (PACKED, dataset.INDEX)
     tensors = {name: repr(checkpoint.read(folder, name)) for name in ("global_step", "count", "mean", "sum_of_squares")}
     return {**{name: files.sha256_file(folder / name) for name in kept}, **tensors}
 
@@ -275,6 +292,18 @@ def test_rows_that_never_reached_the_disk_are_packed_again(photos: Photos, fille
     whole = files_of(tmp_path)
     packed = tmp_path / PACKED
     packed.write_bytes(packed.read_bytes()[:300])
+    bottlenecks.pack(photos, filled, WIDTH, tmp_path)
+    assert files_of(tmp_path) == whole
+
+
+@pytest.mark.parametrize("damage", ["a row", "the header", "all of it"])
+def test_what_was_altered_since_a_kill_is_packed_again(photos: Photos, filled: VectorCache, tmp_path: Path, damage: str) -> None:
+    bottlenecks.pack(photos, filled, WIDTH, tmp_path)
+    whole = files_of(tmp_path)
+    with open(tmp_path / PACKED, "r+b") as packed:
+        packed.seek({"a row": 300, "the header": 20, "all of it": 0}[damage])
+        packed.write(b"\x7f")
+        packed.truncate(0 if damage == "all of it" else None)
     bottlenecks.pack(photos, filled, WIDTH, tmp_path)
     assert files_of(tmp_path) == whole
 

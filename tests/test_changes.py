@@ -11,7 +11,6 @@ from conftest import Project, make_photos
 
 from pipeline import changes, dataset, files
 from pipeline.dataset import Photo
-from pipeline.packed import INDEX
 from pipeline.tasks import Report
 
 
@@ -118,7 +117,7 @@ def test_a_version_has_the_splits_that_it_was_trained_with(tmp_path: Path, chang
     trained = [photos[0], photos[2]._replace(split="testing"), photos[3], photos[0]._replace(view=1)]  # the second one failed
     for name, rows in (("index", photos), ("packed", trained)):
         (tmp_path / name).mkdir()
-        dataset.write_photos(tmp_path / name / INDEX, rows)
+        dataset.write_photos(tmp_path / name / dataset.INDEX, rows)
     index, packed = (SimpleNamespace(folder=tmp_path / name) for name in ("index", "packed"))
     packed.output = lambda: SimpleNamespace(manifest=lambda: {"changed": changed})
     assert list(Report._photos(index, packed)) == [photos[0], *([] if changed else [photos[1]]), *trained[1:3]]  # type: ignore[arg-type]

@@ -120,6 +120,16 @@ def test_the_meta_graph_is_there_before_the_checkpoint_is_listed(tmp_path: Path,
     assert tf.train.latest_checkpoint(str(tmp_path)) is None
 
 
+def test_an_altered_meta_graph_is_written_again(tmp_path: Path) -> None:
+    save(tmp_path, 10, 20, 30)
+    whole = (tmp_path / "x.ckpt-30.meta").read_bytes()
+    (tmp_path / "x.ckpt-10.meta").write_bytes(whole[:-9])
+    (tmp_path / "x.ckpt-20.meta").unlink()
+    (tmp_path / "x.ckpt-30.meta").write_bytes(b"altered")
+    assert restored(tmp_path) == (30, 30)
+    assert [(tmp_path / f"x.ckpt-{step}.meta").read_bytes() for step in (10, 20, 30)] == [whole] * 3
+
+
 def test_which_variables_and_whether_a_meta_graph(tmp_path: Path) -> None:
     with tf.Graph().as_default(), session(threads=1) as running:
         kept = tf.get_variable("kept", [], use_resource=True)

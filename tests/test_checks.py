@@ -14,7 +14,7 @@ from pipeline import checks, dataset, files
 from pipeline.checks import Before, Limits
 from pipeline.dataset import Photo, Photos
 from pipeline.errors import UserError
-from pipeline.packed import INDEX, PACKED
+from pipeline.packed import PACKED
 from pipeline.tasks import CheckPhotos
 
 LIMITS = Limits(photos_fall=50, class_share=10, relabelled=10, unreadable=20)
@@ -93,7 +93,7 @@ def packed(folder: Path, vectors: np.ndarray, labels: list[str], views: int = 0)
     """Statistics of vectors; the last ``views`` are distorted views."""
     folder.mkdir(parents=True)
     rows = [Photo(f"{n}", label, view=int(n >= len(labels) - views)) for n, label in enumerate(labels)]
-    dataset.write_photos(folder / INDEX, rows)
+    dataset.write_photos(folder / dataset.INDEX, rows)
     np.save(folder / PACKED, vectors.astype("<f4"))
     return checks.statistics(folder, "net")
 

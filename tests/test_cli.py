@@ -8,6 +8,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -19,6 +20,7 @@ from pathlib import Path
 import pytest
 from conftest import Project, make_photos
 
+from pipeline import settings
 from pipeline.__main__ import main
 from pipeline.classifier import Prediction, Score
 from pipeline.commands.predict import FORMATS
@@ -54,6 +56,18 @@ def test_predict_takes_an_export_from_outside_a_project(
     assert main(["predict", str(finished.live("colours")), "green/000.png"]) == 0
     assert capsys.readouterr().out.startswith("green/000.png: green ")
     assert main(["predict", "colours", "green/000.png"]) == 30
+    assert re.fullmatch(
+        r"error: 'colours' is not the folder of an export, nor a data set: no luigi.cfg .*; start from .*\n", capsys.readouterr().err
+    )
+
+
+def test_ctrl_c_is_one_line(finished: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(settings, "export_named", interrupted)
+    assert main(["predict", "colours", "x.jpg"]) == 130
+    assert capsys.readouterr() == ("", "error: stopped\n")
 
 
 def test_predict_finds_an_export_where_the_profile_puts_it(copy_of_finished: Project) -> None:
@@ -258,6 +272,17 @@ def test_cache_prune_removes_only_what_no_index_refers_to_and_only_if_told(copy_
     assert copy_of_finished.pipeline("cache", "prune", "--delete").stdout.startswith("removed 1 vectors")
     assert vectors_of(copy_of_finished) == kept
     assert copy_of_finished.pipeline("cache", "prune").stdout == "0 vectors (0.0 MB) of photos that are in no index\n"
+
+
+def test_cache_prune_does_not_trust_a_damaged_index(copy_of_finished: Project) -> None:
+    kept = vectors_of(copy_of_finished)
+    packed = copy_of_finished.runs("ComputeBottlenecks")[0]
+    os.truncate(packed / "index.csv", 0)
+    done = copy_of_finished.pipeline("cache", "prune", "--delete")
+    assert done.returncode == 30
+    assert done.stderr.startswith(f"error: {packed} is damaged (index.csv has 0 bytes and not ")
+    assert len(done.stderr.splitlines()) == 1 and "remove it" in done.stderr
+    assert vectors_of(copy_of_finished) == kept
 
 
 def test_a_file_that_cannot_be_written_is_one_line(copy_of_finished: Project) -> None:

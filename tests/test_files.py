@@ -125,6 +125,18 @@ def test_a_lock_is_held_by_one_at_a_time(tmp_path: Path) -> None:
     assert most == 1
 
 
+def test_a_manifest_that_was_altered_is_none(tmp_path: Path) -> None:
+    files.write_manifest(tmp_path, {"key": "k", "accuracy": 0.5, "views": ("a", None)})
+    whole = files.read_manifest(tmp_path)
+    assert whole and (whole["accuracy"], whole["views"]) == (0.5, ["a", None])
+    text = (tmp_path / files.MANIFEST).read_text()
+    (tmp_path / files.MANIFEST).write_text(text.replace("0.5", "0.6"))
+    assert files.read_manifest(tmp_path) is None
+    assert files.damage(tmp_path) == "manifest.json is missing or damaged"
+    (tmp_path / files.MANIFEST).write_text('{"key": "k", "files": {}}')  # of a time before they had a hash of their own
+    assert files.read_manifest(tmp_path) == {"key": "k", "files": {}}
+
+
 def test_where_there_are_no_locks_the_error_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refusing(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

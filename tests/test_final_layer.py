@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import batches, bottlenecks, checkpoint, dataset, evaluation, final_layer, heads, indexing
+from pipeline import batches, bottlenecks, checkpoint, dataset, evaluation, final_layer, heads, indexing, summaries
 from pipeline.dataset import Photo, Photos
 from pipeline.errors import UserError
 from pipeline.heads import Shape
-from pipeline.packed import INDEX, Packed
+from pipeline.packed import Packed
 from pipeline.tensorflow_v1 import session, tf
 from pipeline.vector_cache import VectorCache
 
@@ -52,7 +52,7 @@ def tensors(folder: Path) -> dict[str, bytes]:
 
 def splits(packed: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Vectors and label ids by split."""
-    matrix, photos = Packed(packed), dataset.read_photos(packed / INDEX)
+    matrix, photos = Packed(packed), dataset.read_photos(packed / dataset.INDEX)
     labels = photos.labels()[0]
     result = {}
     for split in dataset.SPLITS:
@@ -137,6 +137,16 @@ def test_a_killed_training_ends_with_the_same_bytes(packed: Path, tmp_path: Path
     assert curves[0] == curves[1]
     assert curves[0][0] == "candidate,curve,step,loss,accuracy" and len(curves[0]) > 3
     assert final_layer.train(tmp_path / "killed", packed, OPTIONS) == whole  # again, with nothing left to train
+
+
+def test_an_event_file_that_was_cut_is_read_up_to_there(packed: Path, tmp_path: Path) -> None:
+    final_layer.train(tmp_path, packed, OPTIONS)
+    curves = tmp_path / final_layer.CURVES
+    whole = curves.read_text().splitlines()
+    (events,) = (tmp_path / final_layer.SUMMARIES / "candidate-0/validation").glob("events*")
+    os.truncate(events, events.stat().st_size - 7)
+    summaries.write_curves(curves, tmp_path / final_layer.SUMMARIES, 1)
+    assert curves.read_text().splitlines() == whole[:-1]
 
 
 KILLED_AT_RANDOM = """

@@ -20,7 +20,7 @@ from conftest import Project, make_photos
 from small_models import AT_SIZE, CLASSES, SIZE, TOLERANCE, WIDTH, assert_same, images, make, vectors, weights
 
 from pipeline import backbones, fetch, files
-from pipeline.backbones import formats, hub_cache, labels
+from pipeline.backbones import hub_cache, labels
 from pipeline.backbones.frozen import Description
 from pipeline.errors import UserError
 from pipeline.tasks import DownloadModel
@@ -670,8 +670,13 @@ def test_the_names_of_imagenet_are_in_their_usual_order() -> None:
     )
 
 
-def test_formats_knows_what_hub_leaves_beside_a_model() -> None:
-    assert formats._is_hub_note(Path("a/tfhub_module.pb"))
+def test_what_hub_leaves_beside_a_model_is_none(mobilenet: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "downloaded"
+    folder.mkdir()
+    (folder / "mobilenet_v1_0.25_128.pb").write_bytes(frozen_member(mobilenet, "mobilenet_v1_0.25_128/frozen_graph.pb"))
+    (folder / "tfhub_module.pb").write_bytes(b"\x08\x03")
+    made, _ = make(folder, tmp_path, AT_SIZE)
+    assert backbones.load(made).width == 256
 
 
 # --- As a user ---------------------------------------------------------------------------------------------------------------

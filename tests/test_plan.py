@@ -49,6 +49,12 @@ def test_what_would_run_and_why(copy_of_finished: Project) -> None:
     assert files_of(project) == before
 
 
+def test_a_model_of_ones_own_is_as_large_as_its_file(copy_of_finished: Project) -> None:
+    (copy_of_finished.root / "mine.pb").write_bytes(bytes(9_000_000))
+    (disk,) = (line for line in plan(copy_of_finished, *STEPS, "--model", "mine.pb") if line.startswith("disk"))
+    assert "the model 27.0 MB" in disk  # as its graph and its checkpoint, and while it is made
+
+
 def test_mistakes_are_named_as_by_the_run_itself(finished: Project) -> None:
     for arguments, code, words in (
         (("--learning-rat", "3"), 2, "unrecognized arguments: --learning-rat 3; is --learning-rate meant?"),

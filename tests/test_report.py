@@ -22,7 +22,7 @@ from selenium.webdriver.common.keys import Keys
 
 from pipeline import dataset, evaluation, files, report
 from pipeline.dataset import Photo, Photos
-from pipeline.packed import INDEX, PACKED
+from pipeline.packed import PACKED
 from pipeline.report import charts, page
 
 VERDICT = {"accepted": True, "against": [], "findings": ["the first <version>"], "words": "accepted: the first <version>", "live": ""}
@@ -53,7 +53,7 @@ def make_report(root: Path, labels: list[str], counts: tuple[int, int, int], *, 
         folder.mkdir(parents=True)
     vectors = rng.normal(0, 1, (len(names), 24))[truth] * 3 + rng.normal(0, 1, (len(photos), 24))
     np.save(packed / PACKED, vectors.astype("<f4"))
-    dataset.write_photos(packed / INDEX, photos)
+    dataset.write_photos(packed / dataset.INDEX, photos)
     dataset.write_skipped(packed / "skipped.csv", [Photo("<b>bold</b>/x.jpg", "", problem="not an image & no more")])
     for split in evaluation.MEASURED:
         rows = [row for row, photo in enumerate(photos) if photo.split == split]

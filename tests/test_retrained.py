@@ -48,6 +48,12 @@ def of_nobody() -> None:
     final_layer(tf.placeholder(tf.float32, [None, None, None, 3], name="mine"), "scores")
 
 
+def of_two_outputs() -> None:
+    pixels = tf.placeholder(tf.float32, [1, 64, 64, 3], name="input")
+    final_layer(pixels, "first")
+    tf.nn.softmax(tf.reduce_mean(pixels, [1, 2]), name="second")
+
+
 def reading_a_file() -> None:
     beside = tf.strings.length(tf.io.read_file("/etc/hostname"))
     final_layer(tf.placeholder(tf.float32, [1, 64, 64, 3], name="input") + tf.cast(beside, tf.float32))
@@ -151,6 +157,7 @@ def test_a_graph_that_does_more_than_compute_is_refused(tmp_path: Path) -> None:
         (mobilenet, ["--output-layer", "softmax"], "--output-layer = 'softmax' is not in the graph; likely are: final_result"),
         (mobilenet, ["--output-layer", "Relu"], "Relu:0 gives [16, 16, 6] numbers for an image, wanted is a row; correct --output-layer"),
         (mobilenet, ["--input-std", "0"], "--input-std = 0: no such thing is possible; leave it out to have it guessed"),
+        (of_two_outputs, [], "the graph's output cannot be guessed among first, second; say it with --output-layer NAME"),
         (of_nobody, [], "the graph does not say how large the images are that mine takes; say it with --input-size PIXELS"),
     ],
 )

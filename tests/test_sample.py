@@ -16,9 +16,14 @@ def test_drawn_from_the_seed_alone(tmp_path: Path) -> None:
     assert len({*hashes["a"], *hashes["c"]}) == 20  # 5 kinds × 2, all different, and others with another seed
 
 
-def test_a_smaller_sample_is_a_part_of_a_larger_one() -> None:
-    assert np.array_equal(sample.draw_picture("roses", 7, 1), sample.draw_picture("roses", 7, 1))
-    assert not np.array_equal(sample.draw_picture("roses", 7, 1).resize((9, 9)), sample.draw_picture("roses", 8, 1).resize((9, 9)))
+def test_a_smaller_sample_is_a_part_of_a_larger_one(tmp_path: Path) -> None:
+    for name, per_class in (("small", 2), ("large", 3)):
+        sample.draw(tmp_path / name, per_class, 1)
+    small, large = (
+        {path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name).rglob("*.jpg")} for name in ("small", "large")
+    )
+    assert (len(small), len(large)) == (10, 15)
+    assert small.items() < large.items()
 
 
 def test_pictures_are_varied_in_size_and_light(tmp_path: Path) -> None:

@@ -97,6 +97,24 @@ def test_a_file_on_top_of_luigi_cfg_is_checked_too(inside: Project, monkeypatch:
         Export(data="mine").check()
 
 
+def test_a_file_that_is_named_and_not_there_is_an_error(inside: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Luigi passes it over, and with it what keeps a night safe."""
+    monkeypatch.setenv("LUIGI_CONFIG_PATH", "configs/cron.cf")
+    with pytest.raises(UserError, match=r"LUIGI_CONFIG_PATH names configs/cron.cf, and there is no such file; correct it, or leave it out"):
+        Export(data="mine").check()
+
+
+def test_a_start_that_is_another_after_each_run_is_refused(inside: Project) -> None:
+    version = inside.root / "exports/mine/0001-aaaaaaaa"
+    version.mkdir(parents=True)
+    files.write_manifest(version, {"key": "a" * 16})
+    (version.parent / "latest").symlink_to(version.name)
+    for name in ("mine", "exports/mine", "exports/mine/latest"):
+        with pytest.raises(UserError, match=rf"init_from = {name} is another version after each run.*; name exports/mine/0001-aaaaaaaa"):
+            _ = Export(data="mine", init_from=name).start
+    assert Export(data="mine", init_from="exports/mine/0001-aaaaaaaa").start == version
+
+
 def test_the_commands_that_are_printed_can_be_pasted(inside: Project) -> None:
     inside.photos("my photos")
     get_config().set("paths", "store", "the store")
@@ -135,11 +153,9 @@ def test_numbers_are_told_apart_to_the_last_digit(inside: Project) -> None:
 
 def test_what_can_be_chosen_is_what_the_library_knows() -> None:
     """The tasks name the choices once more, since they may not import TensorFlow."""
-    from pipeline import final_layer, images, network, optimizers
+    from pipeline import final_layer, optimizers
 
     known = {
-        "precision": network.PRECISIONS,
-        "average_views": images.AVERAGES,
         "optimizer": optimizers.OPTIMIZERS,
         "learning_rate_schedule": optimizers.SCHEDULES,
         "class_weights": final_layer.CLASS_WEIGHTS,

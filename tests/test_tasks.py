@@ -361,18 +361,17 @@ def test_two_data_sets_share_one_cache_at_once(project: Project) -> None:
 
 
 OVERTAKEN = """
-import json, shutil, sys
+import shutil, sys
 import luigi, pipeline
 from pathlib import Path
-from pipeline import registry
+from pipeline import files, registry
 
 overtaken = []
 publish = registry.publish
 (other,) = Path("store/runs/ExportGraph").iterdir()
 # The classifier of another run, as far as publishing goes.
 third = Path(shutil.copytree(other, "third"))
-manifest = json.loads((third / "manifest.json").read_text())
-(third / "manifest.json").write_text(json.dumps({**manifest, "key": "3" * 16}))
+files.write_manifest(third, {**files.read_manifest(third), "key": "3" * 16})
 
 def publish_beside_another(parts, exports, waiting, **arguments):
     if "before" in sys.argv and not overtaken:
@@ -421,7 +420,8 @@ def assert_one_line(done: subprocess.CompletedProcess[str], code: int, *words: s
 
 def test_no_photos_is_20(project: Project) -> None:
     assert_one_line(project.export("--data", "nothing"), 20, "no photos in", "data/nothing", "--images PATH")
-    assert_one_line(project.export("--data", "nothing", "--images", "nowhere"), 20, "no photos in", "nowhere")
+    assert_one_line(project.export("--data", "nothing", "--images", "nowhere"), 20, "no photos in", "nowhere (there is no such folder)")
+    assert_one_line(project.export("--data", "nothing", "--images", "luigi.cfg"), 20, "luigi.cfg (it is a file; unpack it)")
 
 
 @pytest.mark.parametrize(
@@ -451,6 +451,7 @@ def test_a_users_mistake_is_30(project: Project, arguments: tuple[str, ...], wor
         (("Export", "--nosuch", "3"), 2, "unrecognized arguments: --nosuch 3; luigi --module pipeline Export --help lists the options"),
         (("Export", "--learning-rat", "3"), 2, "unrecognized arguments: --learning-rat 3; is --learning-rate meant?"),
         (("Export", "--learning_rate", "3"), 2, "unrecognized arguments: --learning_rate 3; is --learning-rate meant?"),
+        (("Retrain", "--data", "flowers", "--learning-rate", "3"), 2, "--learning-rate 3; is --Export-learning-rate meant?"),
         (("Export", "--data", ""), 30, "--data is given without a value; give it one, or leave it out"),
         (("Export", "--Export-learning-rate", ""), 30, "--learning-rate is given without a value"),
         (("Export", "--images="), 30, "--images is given without a value"),
@@ -687,8 +688,27 @@ def test_a_damaged_snapshot_is_one_line_and_then_made_again(copy_of_finished: Pr
     arguments = ("--data", "colours", *FEW_STEPS, "--seed", "3")
     assert_one_line(copy_of_finished.export(*arguments), 30, str(snapshot), "run again")
     assert copy_of_finished.export(*arguments).returncode == 0
+    snapshot.write_text(snapshot.read_text().replace("False", "True"))  # whether photos are re-encoded, which decides their vectors
+    arguments = ("--data", "colours", *FEW_STEPS, "--seed", "4")
+    assert_one_line(copy_of_finished.export(*arguments), 30, str(snapshot), "run again")
     os.truncate(snapshot, 0)  # as a power cut leaves it
-    assert copy_of_finished.export("--data", "colours", *FEW_STEPS, "--seed", "4").returncode == 0
+    assert copy_of_finished.export(*arguments).returncode == 0
+
+
+def test_a_version_that_a_kill_kept_from_going_live_goes_live(copy_of_finished: Project) -> None:
+    """Without the note that the kill left it was rolled back, and stays as it is."""
+    arguments = ("--data", "colours", *FEW_STEPS, "--final-tensor-name", "scores")
+    exports, first = copy_of_finished.root / "exports/colours", copy_of_finished.live("colours")
+    assert copy_of_finished.export(*arguments).returncode == 0
+    second = copy_of_finished.live("colours")
+    for pending in (True, False):
+        (exports / "latest").unlink()
+        (exports / "latest").symlink_to(first.name)
+        if pending:
+            (exports / ".pending").write_text(second.name)
+        done = copy_of_finished.export(*arguments)
+        assert done.returncode == 0, done.stderr
+        assert copy_of_finished.live("colours") == (second if pending else first)
 
 
 def test_a_damaged_manifest_is_an_unfinished_output(copy_of_finished: Project) -> None:

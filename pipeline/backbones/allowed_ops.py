@@ -70,7 +70,7 @@ def refuse_others(nodes: Iterable[tf.NodeDef], functions: Iterable[tf.FunctionDe
     nodes, functions = list(nodes), list(functions)
     names = {function.signature.name for function in functions}
     for node in [*nodes, *(node for function in functions_called(nodes, functions) for node in function.node_def)]:
-        if node.op not in names and not _ALLOWED.fullmatch(node.op):
+        if node.op not in names and not is_allowed(node.op):
             raise UserError(
                 f"the model is refused: its node {node.name!r} is a {node.op}, which is none of the ops that only compute; another one may "
                 "read or write files, use the network or run Python; freeze or export the network alone"

@@ -8,7 +8,7 @@ https://github.com/tensorflow/models/blob/master/research/slim/nets/mobilenet_v1
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.backbones.frozen import Description
 
@@ -81,7 +81,7 @@ def _mobilenet(width: str, size: int, top1: float, megabytes: float, quantized: 
     return Archive(
         source=f"https://storage.googleapis.com/download.tensorflow.org/models/{name}_frozen.tgz",
         member="quantized_graph.pb" if quantized else "frozen_graph.pb",
-        description=INPUT_OF_MOBILENET.with_size(size),
+        description=replace(INPUT_OF_MOBILENET, size=size),
         megabytes=None if quantized else megabytes,
         top1=None if quantized else top1,
         width=int(1024 * float(width)),

@@ -16,10 +16,7 @@ from pathlib import Path
 from pipeline import fetch, files
 from pipeline.backbones import ARCHIVES, keras_model, labels, meta_graph, saved_model
 from pipeline.backbones.frozen import Description, Frozen
-from pipeline.backbones.saved_model import HUB_RANGE
 from pipeline.errors import UserError
-
-__all__ = ["ARCHIVES", "HUB_RANGE", "KERAS", "WANTED", "read"]
 
 KERAS = (".keras", ".h5", ".hdf5")
 WANTED = "a frozen graph (.pb), a SavedModel folder, a Keras model (.keras, .h5), a checkpoint (.meta) or an archive of one (.tgz, .zip)"
@@ -99,9 +96,8 @@ def _read_graph(path: Path, described: Description) -> Frozen:
 
     from pipeline.tensorflow_v1 import tf
 
-    graph = tf.GraphDef()
     try:
-        graph.ParseFromString(path.read_bytes())
+        graph = tf.GraphDef.FromString(path.read_bytes())
     except DecodeError as error:
         raise UserError(f"{path} is no frozen graph ({error}); it may be cut short, or of another form") from None
     if not graph.node:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,9 +39,6 @@ class Description:
     size: int = 0
     mean: float | None = None
     std: float | None = None
-
-    def with_size(self, size: int) -> Description:
-        return replace(self, size=size)
 
     def or_else(self, other: Description) -> Description:
         """This description, with what is empty taken from another."""

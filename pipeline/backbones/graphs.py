@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from pipeline.tensorflow_v1 import tf
 
-_VARIABLES = ("Variable", "VariableV2", "VarHandleOp")
+VARIABLES = ("Variable", "VariableV2", "VarHandleOp")
+"""The ops that are variables."""
+
 _SAME_VALUE = ("Identity", "ReadVariableOp", "Cast", "Reshape", "Enter", "StopGradient")
 
 
@@ -94,7 +96,7 @@ class Wiring:
         while node is not None and node.op in over and node.name not in seen:
             seen.add(node.name)
             node = self.nodes.get(node_of(node.input[0]))
-        return node if node is not None and node.op in ("Const", *_VARIABLES) else None
+        return node if node is not None and node.op in ("Const", *VARIABLES) else None
 
     def shape_of_weights(self, name: str) -> list[int]:
         """The shape of the constant or variable behind the tensor ``name``; empty where there is none."""
@@ -117,7 +119,7 @@ def value_of(node: tf.NodeDef) -> np.ndarray:
     try:
         return tf.make_ndarray(node.attr["value"].tensor)
     except (ValueError, TypeError) as error:
-        raise UserError(f"the model's constant {node.name!r} is damaged ({str(error).splitlines()[0][:100]}); get the file again") from None
+        raise UserError(f"the model's constant {node.name!r} is damaged ({first_line(error)}); get the file again") from None
 
 
 def dimensions(node: tf.NodeDef) -> list[int] | None:

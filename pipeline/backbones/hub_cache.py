@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from pipeline.backbones.graphs import VARIABLES
+
 if TYPE_CHECKING:
     from pipeline.tensorflow_v1 import tf
-
-_VARIABLES = ("VarHandleOp", "VariableV2", "Variable")
 
 
 def place(handle: str) -> Path:
@@ -49,7 +49,7 @@ def is_whole(module: Path) -> bool:
 
 def _has_variables(graph: tf.MetaGraphDef) -> bool:
     """TensorFlow 2 writes, and wants, files of variables even where there are none."""
-    return len(graph.object_graph_def.nodes) > 0 or any(node.op in _VARIABLES for node in graph.graph_def.node)
+    return len(graph.object_graph_def.nodes) > 0 or any(node.op in VARIABLES for node in graph.graph_def.node)
 
 
 def remove(module: Path) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from pipeline.backbones import guess, labels
 from pipeline.backbones.allowed_ops import refuse_others
 from pipeline.backbones.frozen import Description, Frozen, become_input
-from pipeline.backbones.graphs import Wiring, functions_of, node_of
+from pipeline.backbones.graphs import VARIABLES, Wiring, functions_of, node_of
 from pipeline.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -32,9 +32,8 @@ def read(prefix: Path, described: Description) -> Frozen:
     path = prefix.with_name(f"{prefix.name}.meta")
     if not path.is_file():
         raise UserError(f"{path} is missing: a checkpoint is read through its meta graph; save it with one")
-    meta = tf.MetaGraphDef()
     try:
-        meta.ParseFromString(path.read_bytes())
+        meta = tf.MetaGraphDef.FromString(path.read_bytes())
     except DecodeError as error:
         raise UserError(f"{path} is no meta graph ({error}); it may be cut short") from None
     named = Description(_in_collection(meta, "input"), _in_collection(meta, "bottleneck"), _in_collection(meta, "logits"))
@@ -66,7 +65,7 @@ def freeze(found: Frozen, meta: tf.MetaGraphDef, prefix: Path) -> Frozen:
             become_input(node, found.description.size)  # what makes the images, a queue for instance, is not wanted
     graph = tf.graph_util.extract_sub_graph(whole, _ends(found))
     refuse_others(graph.node, functions_of(graph))
-    variables = [node for node in graph.node if node.op in ("Variable", "VariableV2", "VarHandleOp")]
+    variables = [node for node in graph.node if node.op in VARIABLES]
     for node in variables:
         # TensorFlow's converter looks for a variable's value at this name.
         if node.op == "VarHandleOp" and f"{node.name}/Read/ReadVariableOp" not in {one.name for one in graph.node}:

@@ -6,8 +6,9 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from pipeline import console, dataset
+from pipeline import console, dataset, files
 from pipeline.commands import FAILED, Verbs, manifests
+from pipeline.errors import UserError
 
 
 def add(verbs: Verbs) -> None:
@@ -60,8 +61,14 @@ def _verify(_: argparse.Namespace) -> int:
 def _prune(options: argparse.Namespace) -> int:
     from pipeline import settings, vector_cache
 
-    indexes = [folder / "index.csv" for task in ("IndexImages", "ComputeBottlenecks") for folder in settings.paths().runs(task)]
-    used = {photo.sha256 for index in indexes if index.is_file() for photo in dataset.each_photo(index)}
+    folders = [folder for task in ("IndexImages", "ComputeBottlenecks") for folder in settings.paths().runs(task)]
+    for folder in folders:
+        if damage := files.damage(folder, contents=True, names=[dataset.INDEX]):
+            raise UserError(
+                f"{folder} is damaged ({damage}), and says no more which vectors are in use; "
+                "remove it (a run that needs it makes it again), then prune once more"
+            )
+    used = {photo.sha256 for folder in folders for photo in dataset.each_photo(folder / dataset.INDEX)}
     count = size = 0
     for folder in vector_cache.folders(settings.paths().bottleneck_dir):
         for entry in vector_cache.unused(folder, used):

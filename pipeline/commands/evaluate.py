@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline import console
 from pipeline.commands import Verbs
 from pipeline.console import shown
 from pipeline.errors import UserError
-
-if TYPE_CHECKING:
-    from pipeline.classifier import Classifier
 
 
 def add(verbs: Verbs) -> None:
@@ -24,8 +20,7 @@ def add(verbs: Verbs) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from pipeline import new_photos, settings
-    from pipeline.dataset import fingerprint
+    from pipeline import dataset, new_photos, runs, settings
 
     version, images = settings.export_named(options.classifier), Path(options.images).expanduser()
     photos = new_photos.labelled(version, images)
@@ -36,15 +31,12 @@ def _evaluate(options: argparse.Namespace) -> int:
             store = settings.paths().store
         except UserError:
             store = Path()
-        out = store / "evaluations" / f"{version.parent.name}-{version.name}-{fingerprint(photos)[:8]}"
+        out = store / "evaluations" / f"{version.parent.name}-{version.name}-{dataset.fingerprint(photos)[:8]}"
 
-    def load(folder: Path) -> Classifier:
-        from pipeline.classifier import load
-
-        return load(folder)
+    from pipeline.classifier import load  # and TensorFlow with it: what is wrong with the folder is said before
 
     with console.progress("evaluate", "photos") as report:
-        figures = new_photos.evaluate(version, images, photos, out, load, report)
+        figures = new_photos.evaluate(version, load(version), images, photos, out, report)
     low, high = figures["interval"]
     console.say(
         f"accuracy {100 * figures['accuracy']:.1f} % ({figures['correct']} of {figures['count']} photos, "
@@ -53,6 +45,6 @@ def _evaluate(options: argparse.Namespace) -> int:
     if learned := new_photos.learned(version, photos):
         console.warn(f"it has learned from {learned} of these photos: figures on them are better than on photos that it never saw")
     if left_out := len(photos) - figures["count"]:
-        console.say(f"left out {left_out}, listed with the reasons in {shown(out.resolve() / 'skipped.csv')}")
-    console.say(f"report   {shown(out.resolve() / 'report.html')}")
+        console.say(f"left out {left_out}, listed with the reasons in {shown(out.resolve() / dataset.SKIPPED)}")
+    console.say(f"report   {shown(out.resolve() / runs.PAGE)}")
     return 0

@@ -118,7 +118,7 @@ def _show(options: argparse.Namespace) -> int:
         *([["verdict", verdict["words"]]] if verdict else []),
         *(["", finding] for finding in verdict.get("findings", [])[1:]),
         ["whole", files.damage(version, contents=True) or "yes"],
-        *([["report", shown(version / "report.html")]] if (version / "report.html").is_file() else []),
+        *([["report", shown(version / runs.PAGE)]] if (version / runs.PAGE).is_file() else []),
     ]
     for line in runs.aligned(rows):
         console.say(line)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from pipeline import console
 from pipeline.commands import FAILED, Verbs
+from pipeline.console import shown
 
 
 def add(verbs: Verbs) -> None:
@@ -70,5 +72,5 @@ def _graph(options: argparse.Namespace) -> int:
     folder = backbone(options)
     logdir = settings.paths().store / "graphs" / folder.name
     backbones.write_graph_summary(folder, logdir)
-    console.say(f"look at it with: tensorboard --logdir {logdir}")
+    console.say(f"look at it with: {shown(Path(sys.executable).with_name('tensorboard'))} --logdir {shown(logdir)}")
     return 0

@@ -161,7 +161,7 @@ def _name_photos(options: argparse.Namespace, load: Callable[[], Classifier]) ->
     if write is _csv:
         _say_header(top_k)
     # On a terminal the rows themselves show the progress, and a bar would stand between them.
-    with contextlib.nullcontext(_show_nothing) if sys.stdout.isatty() else console.progress("predict", "photos") as report:
+    with contextlib.nullcontext(console.silent) if sys.stdout.isatty() else console.progress("predict", "photos") as report:
         report(0, len(paths))
         for done, prediction in enumerate(classifier.predict(paths), 1):
             failed += prediction.problem != ""
@@ -170,10 +170,6 @@ def _name_photos(options: argparse.Namespace, load: Callable[[], Classifier]) ->
     if failed and len(paths) > 1:
         console.complain(f"{failed} of {len(paths)} photos could not be read")
     return FAILED if failed else 0
-
-
-def _show_nothing(done: int, total: int) -> None:
-    """A console.Report of which nothing is seen."""
 
 
 def _read_list() -> list[str]:

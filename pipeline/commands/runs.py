@@ -91,7 +91,7 @@ def _why(options: argparse.Namespace) -> int:
     from pipeline import history, runs, settings
 
     found = all_runs()
-    newest = max(found, key=lambda run: str(run.manifest.get("finished", "")), default=None)
+    newest = max(found, key=lambda run: run.finished, default=None)
     if newest is None:
         raise UserError("there is no run yet: make retrain, or luigi --module pipeline Export")
     run = runs.find(options.name, found) if options.name else newest

@@ -15,7 +15,7 @@ from typing import Any
 from pipeline import backbones, files
 from pipeline.backbones import Backbone
 from pipeline.checkpoint import Checkpoints
-from pipeline.console import Report
+from pipeline.console import Report, silent
 from pipeline.errors import UserError
 from pipeline.export import graph, saved_model
 from pipeline.export.agreement import Agreement, Run, TestSplit, Tolerance, measure
@@ -61,7 +61,7 @@ def export(
     final_tensor_name: str,
     average_views: str = "none",
     precision: str = "float32",
-    report: Report = lambda done, total: None,
+    report: Report = silent,
 ) -> dict[str, Any]:
     """Write ``output_graph.pb``, ``labels.txt``, ``saved_model`` and the checkpoint of the joined classifier into ``folder``.
 

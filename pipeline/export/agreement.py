@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 
 from pipeline import bottlenecks, dataset, evaluation
-from pipeline.console import Report
+from pipeline.console import Report, silent
 from pipeline.dataset import Photo, Photos, readable
 from pipeline.errors import BadImage, UserError
 from pipeline.fresh_process import FreshProcess
 from pipeline.machine import map_in_threads, usable_cores
 from pipeline.network import Network
-from pipeline.packed import INDEX
 
 PHOTOS_AT_ONCE = 64
 """Photos for each core in one call of the process that runs them; between two calls cores wait for the slowest photo."""
@@ -90,7 +89,7 @@ class TestSplit:
         """From the outputs of the tasks before, without reading more of them than is needed at a time."""
         labels: set[str] = set()
         photos = Photos()
-        for photo in dataset.each_photo(packed / INDEX):
+        for photo in dataset.each_photo(packed / dataset.INDEX):
             labels.add(photo.label)
             if photo.split == dataset.TESTING:
                 photos.append(photo)
@@ -199,7 +198,7 @@ class Agreement:
         }
 
 
-def measure(runs: Sequence[Run], test: TestSplit, fresh: FreshProcess, report: Report = lambda done, total: None) -> list[Agreement]:
+def measure(runs: Sequence[Run], test: TestSplit, fresh: FreshProcess, report: Report = silent) -> list[Agreement]:
     """Run exported files over the test photos, one after the other in a fresh process, and compare them with training.
 
     Raises UserError where no photo is as it was, or an exported file cannot read one that training could.

@@ -92,9 +92,7 @@ def pixels_in_words(batch: int | None, size: int) -> dict[str, Any]:
 
 def load_graph(path: Path, final_tensor_name: str) -> Joined:
     """Import an exported ``.pb`` into the default graph."""
-    definition = tf.GraphDef()
-    definition.ParseFromString(path.read_bytes())
-    tf.import_graph_def(definition, name="")
+    tf.import_graph_def(tf.GraphDef.FromString(path.read_bytes()), name="")
     tensor = tf.get_default_graph().get_tensor_by_name
     return Joined(*(tensor(f"{name}:0") for name in (BYTES_INPUT, IMAGE_INPUT, BOTTLENECK, final_tensor_name)))
 

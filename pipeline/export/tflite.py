@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import bottlenecks, dataset, files, network
-from pipeline.console import Report
+from pipeline.console import Report, silent
 from pipeline.dataset import readable
 from pipeline.errors import BadImage, UserError, first_line
 from pipeline.export import saved_model
@@ -27,7 +27,6 @@ from pipeline.export.graph import IMAGE_INPUT, load_graph, pixels_in_words
 from pipeline.fresh_process import FreshProcess
 from pipeline.machine import usable_cores
 from pipeline.network import Network
-from pipeline.packed import INDEX
 from pipeline.tensorflow_v1 import hushed, tf, tf2
 
 TOLERANCES = {
@@ -52,7 +51,7 @@ def export(
     training: Path,
     photos: Path,
     precision: str,
-    report: Report = lambda done, total: None,
+    report: Report = silent,
 ) -> dict[str, Any]:
     """Write ``classifier_<kind>.tflite`` into ``folder``, made from the exported ``.pb`` ``graph``, if it agrees with training.
 
@@ -128,7 +127,7 @@ def _write_float_branch(folder: Path, graph: Path, final_tensor_name: str) -> No
 
 def representative(packed: Path, folder: Path, size: int) -> Iterator[np.ndarray]:
     """Pixels of training photos of all classes. Raises UserError where one is not as it was: the file would be fitted to fewer."""
-    training = [photo for photo in dataset.each_photo(packed / INDEX) if photo.split == dataset.TRAINING and not photo.view]
+    training = [photo for photo in dataset.each_photo(packed / dataset.INDEX) if photo.split == dataset.TRAINING and not photo.view]
     decode = network.decoder(size)
     for photo in training[:: max(1, -(-len(training) // REPRESENTATIVE))]:
         try:

@@ -11,7 +11,6 @@ misclassified.csv     suspected_labels.csv  near_duplicates.csv  skipped.csv    
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +20,11 @@ import numpy as np
 
 from pipeline import dataset, evaluation, files, second_look
 from pipeline.dataset import Photo
-from pipeline.packed import INDEX, Packed
+from pipeline.packed import Packed
 from pipeline.report import page
 from pipeline.report.findings import Findings, Suspected, TwinPhotos
 
-PAGE, CARD, FIGURES = "report.html", "model_card.md", "evaluation.json"
-SKIPPED = "skipped.csv"
+FIGURES = "evaluation.json"
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def of_training(
 
     Returns what the manifest says: ``drawn``, the ``temperature``, and the figures in short (``evaluation``).
     """
-    rows, matrix = dataset.read_photos(packed / INDEX), Packed(packed)
+    rows, matrix = dataset.read_photos(packed / dataset.INDEX), Packed(packed)
     rows = rows.where(rows.column("view") == 0)  # the first of the matrix
     labels, truth = rows.labels()
     splits = {split: np.flatnonzero(rows.has("split", split)) for split in dataset.SPLITS}
@@ -95,7 +93,7 @@ def of_training(
         by_cross_validation=True,
         twins=[TwinPhotos(rows[twin.row], rows[twin.twin], twin.cosine) for twin in twins.found],
         compared=(twins.compared, twins.count),
-        skipped=dataset.read_skipped(packed / SKIPPED),
+        skipped=dataset.read_skipped(packed / dataset.SKIPPED),
         drawn=origin.drawn,
     )
     figures = _short(findings)
@@ -175,8 +173,7 @@ def _short(findings: Findings) -> dict[str, Any]:
 
 
 def _write_tables(folder: Path, findings: Findings, figures: dict[str, Any]) -> None:
-    made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    written = {"data": findings.data, "measured_on": findings.measured_on, "drawn": findings.drawn, "made": made}
+    written = {"data": findings.data, "measured_on": findings.measured_on, "drawn": findings.drawn, "made": files.timestamp()}
     files.write_json(folder / FIGURES, {**written, **figures, **findings.evaluation.as_json()})
     guesses = [f"{part}_{number}" for number in (1, 2, 3) for part in ("label", "probability")]
     mistakes = (
@@ -197,7 +194,7 @@ def _write_tables(folder: Path, findings: Findings, figures: dict[str, Any]) -> 
     )
     heading = ("path", "label", "suggested", "probability_of_label", "probability_of_suggested", "split")
     files.write_csv(folder / "suspected_labels.csv", [heading, *suspects])
-    dataset.write_skipped(folder / SKIPPED, findings.skipped)
+    dataset.write_skipped(folder / dataset.SKIPPED, findings.skipped)
     if findings.twins is not None:
         twins = (
             (*(getattr(photo, name) for photo in (one.photo, one.twin) for name in ("path", "label", "split")), f"{one.cosine:.4f}")

@@ -20,6 +20,7 @@ from pipeline.dataset import Photo, readable
 from pipeline.evaluation import Evaluation
 from pipeline.report import charts
 from pipeline.report.findings import Findings
+from pipeline.runs import PAGE
 
 if TYPE_CHECKING:
     from pipeline.report import Origin
@@ -72,7 +73,7 @@ def write_training(
     """Write ``report.html`` and ``model_card.md`` of a training."""
     tried = _candidates(training)
     backbone = classifier["backbone"]
-    splits = {split: sum(photo.split == split for photo in findings.all_photos) for split in dataset.SPLITS}
+    in_split = collections.Counter(photo.split for photo in findings.all_photos)
     content = {
         **_of_findings(findings),
         "is_training": True,
@@ -95,9 +96,9 @@ def write_training(
         "photos_licence": classifier["photos_licence"],
         "snapshot": classifier["snapshot"],
         "photos_count": len(findings.all_photos),
-        "split_counts": list(splits.items()),
+        "split_counts": [(split, in_split[split]) for split in dataset.SPLITS],
     }
-    _write(folder, content, ("report.html", "model_card.md"))
+    _write(folder, content, (PAGE, "model_card.md"))
 
 
 def write_photos(folder: Path, findings: Findings, name: str, classifier: dict[str, Any]) -> None:
@@ -116,7 +117,7 @@ def write_photos(folder: Path, findings: Findings, name: str, classifier: dict[s
         "settings": [],
         "provenance": [("classifier", name), ("photos", readable(str(findings.photos_folder))), *_provenance(classifier)],
     }
-    _write(folder, content, ("report.html",))
+    _write(folder, content, (PAGE,))
 
 
 def _write(folder: Path, content: dict[str, Any], names: Iterable[str]) -> None:
@@ -129,7 +130,7 @@ def _write(folder: Path, content: dict[str, Any], names: Iterable[str]) -> None:
         return round(100 * (share - floor) / (1 - floor), 2)
 
     content["sections"] = _sections(content)
-    templates = {"report.html": "page.html", "model_card.md": "model_card.md"}
+    templates = {PAGE: "page.html", "model_card.md": "model_card.md"}
     for name in names:
         text = environment.get_template(templates[name]).render(page=content, style=style, place=place, floor=round(100 * floor))
         files.write_atomic(folder / name, readable(text).encode())
@@ -226,8 +227,11 @@ def _facts(findings: Findings) -> list[dict[str, str]]:
 
 def _classes(findings: Findings) -> dict[str, Any]:
     """The table of classes: photos by split, and figures; the lowest F1 first."""
-    splits = [split for split in dataset.SPLITS if any(photo.split == split for photo in findings.all_photos)]
     counted = collections.Counter((photo.label, photo.split) for photo in findings.all_photos)
+    in_split: collections.Counter[str] = collections.Counter()
+    for (_, split), count in counted.items():
+        in_split[split] += count
+    splits = [split for split in dataset.SPLITS if in_split[split]]
     found = findings.evaluation
 
     def counts(label: str) -> list[int]:
@@ -235,7 +239,7 @@ def _classes(findings: Findings) -> dict[str, Any]:
 
     worst_first = sorted(found.classes, key=lambda one: (one.f1 is None, one.f1))
     rows = [{**dataclasses.asdict(one), "counts": counts(one.label)} for one in worst_first[:ROWS_SHOWN]]
-    totals = [sum(photo.split == split for photo in findings.all_photos) for split in splits or [""]]
+    totals = [in_split[split] for split in splits or [""]]
     means = [evaluation.mean_of([getattr(one, name) for one in found.classes]) for name in ("precision", "recall", "f1")]
     return {"splits": splits or ["photos"], "classes": rows, "totals": totals, "means": means}
 
