@@ -138,9 +138,10 @@ def run(photos: Sequence[Photo], folder: Path, backbone: Path, work: Path, round
     say(measuring.contention(costs["pipeline"], usable_cores(), gemm))
     for name in PIPELINES:
         above = measuring.spread([taken.wall / floor.wall for taken, floor in zip(costs[name], costs[FLOOR])])
+        best, lowest = (min(cost.wall for cost in costs[side]) for side in (name, FLOOR))
         say(
             f"{name} takes {above} times as long as the floor of its round: {GFLOP} GFLOP a photo, and {statistics.median(decoding):.2f} "
-            f"CPU-ms to decode and resize it on {usable_cores()} cores"
+            f"CPU-ms to decode and resize it on {usable_cores()} cores; its best pass takes {best / lowest:.2f} times the lowest floor"
         )
         say(f"{name}: its vectors differ from the classic ones by {difference(vectors[name], vectors[CLASSIC])}")
     for name in names:

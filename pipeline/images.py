@@ -180,7 +180,7 @@ def _opened(data: bytes) -> Iterator[ImageFile]:
 
 def _in_words(error: Exception) -> str:
     """What is wrong with a file, from what Pillow raised."""
-    if isinstance(error, (IndexError, struct.error)):  # they speak of Pillow's own code
+    if isinstance(error.__cause__ or error, (IndexError, struct.error)):  # they speak of Pillow's own code
         return "damaged: a part of its header is cut short or malformed"
     reason = " ".join(str(error).split()) or type(error).__name__
     is_rare = reason.lower().startswith(("unsupported", "unknown", "unrecognized"))

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
+import luigi
 from luigi import lock
 from luigi.cmdline_parser import CmdlineParser
 from luigi.configuration import get_config
@@ -50,7 +51,7 @@ def say_in_one_line() -> None:
 
 def _wrong_option(parser: argparse.ArgumentParser, message: str) -> NoReturn:
     wrong = re.search(r"(--[\w-]+)", message)
-    near = _meant(wrong[1].replace("_", "-"), parser._option_string_actions) if wrong else ""
+    near = _meant(wrong[1], parser._option_string_actions) if wrong else ""
     console.complain(f"{message}; {f'is {near} meant?' if near else f'{EXPORT} --help lists the options'}")
     raise SystemExit(WRONG_USAGE)
 
@@ -61,7 +62,7 @@ def _meant(wrong: str, options: Collection[str]) -> str:
         return ""
     known = {option.replace("--Export-", "--"): option for option in options if option.startswith("--Export-")}
     known |= {option: option for option in options if not re.match("--[A-Z]", option)}
-    near = difflib.get_close_matches(wrong, known, 1)
+    near = difflib.get_close_matches(wrong.replace("_", "-"), known, 1)
     return known[near[0]] if near else ""
 
 
@@ -119,7 +120,9 @@ def refuse(line: str) -> None:
         raise SystemExit(FAILED) from None
 
 
-def given_empty(family: str, names: Iterable[str]) -> list[str]:
-    """The options of the task ``family`` that stand on the command line with an empty value, which Luigi takes for not given."""
+def refuse_empty(task: type[luigi.Task], names: Iterable[str]) -> None:
+    """Refuse options of a task that stand on the command line with an empty value, which Luigi takes for not given."""
     given = vars(getattr(CmdlineParser.get_instance(), "known_args", argparse.Namespace()))
-    return [name for name in names if "" in (given.get(name), given.get(f"{family}_{name}"))]
+    for name in names:
+        if "" in (given.get(name), given.get(f"{task.get_task_family()}_{name}")):
+            refuse(f"--{name.replace('_', '-')} is given without a value; give it one, or leave it out")

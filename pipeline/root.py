@@ -104,8 +104,7 @@ class Export(QuietTask):
     @classmethod
     def get_param_values(cls, params: Any, args: Any, kwargs: Any) -> Any:
         """Put the profile's values between the command line's and luigi.cfg's."""
-        for name in luigi_program.given_empty(cls.get_task_family(), [name for name, _ in params]):
-            luigi_program.refuse(f"--{name.replace('_', '-')} is given without a value; give it one, or leave it out")
+        luigi_program.refuse_empty(cls, [name for name, _ in params])
         try:
             data = kwargs.get("data") or dict(params)["data"].task_value(cls.get_task_family(), "data")
             values = settings.profile(data).export

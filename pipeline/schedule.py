@@ -23,6 +23,7 @@ import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import luigi
 from luigi import notifications, rpc
@@ -62,10 +63,20 @@ class NightRecord(luigi.Target):
         return record is not None and not record.failed
 
 
-class Retrain(MixinNaiveBulkComplete, QuietTask):
-    """Export with a record of the night. Settings come from the profile, luigi.cfg, or as ``--Export-…``."""
+class _OfANight(MixinNaiveBulkComplete, luigi.Task):
+    """A task of a date."""
 
     date = _Date(default=TODAY, description="the night that the record is for (today by default); no result depends on it")
+
+    @classmethod
+    def get_param_values(cls, params: Any, args: Any, kwargs: Any) -> Any:
+        luigi_program.refuse_empty(cls, [name for name, _ in params])
+        return super().get_param_values(params, args, kwargs)
+
+
+class Retrain(_OfANight, QuietTask):
+    """Export with a record of the night. Settings come from the profile, luigi.cfg, or as ``--Export-…``."""
+
     data = IndexImages.data
 
     @property
@@ -137,10 +148,8 @@ class PhotosOfAnyProfile(FolderOfPhotos):
         return False
 
 
-class RetrainAll(MixinNaiveBulkComplete, luigi.WrapperTask):
+class RetrainAll(_OfANight, luigi.WrapperTask):
     """Retrain for each profile in configs/ whose photos are there. One that fails stops no other, and decides the exit code."""
-
-    date = _Date(default=TODAY, description="as of Retrain")
 
     @cached_property
     def nights(self) -> list[Retrain]:
@@ -200,7 +209,9 @@ def tell(records: Sequence[Record]) -> None:
         try:
             notify.persistently(lambda: _send_email(summary))
         except (notify.Undelivered, notify.Refused) as error:
-            console.warn(f"the summary could not be sent by e-mail ({error}); all else is as it would be")
+            console.warn(
+                f"the summary could not be sent by e-mail ({error}); look at [smtp] and [email] of luigi.cfg; all else is as it would be"
+            )
 
 
 def _send_email(summary: notify.Summary) -> None:

@@ -224,6 +224,8 @@ def export_named(name: str) -> Path:
         try:
             return registry.find(name, Path("exports"))
         except UserError:
+            if Path("exports").is_dir():
+                raise
             raise UserError(f"{name!r} is not the folder of an export, nor a data set: {outside}") from None
     return registry.find(name, exports_of(name))
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import csv
 import itertools
+import logging
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +40,7 @@ class Curves:
         """``candidates`` are what each was trained with, by name; ``start`` is the step to go on from."""
         if not start:
             shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed before its first checkpoint
+        _let_writers_fail_quietly()
         self._folder, self._candidates = folder, candidates
         self._all = self._writer(folder, start)
         self._all.add_graph(tf.get_default_graph())
@@ -96,6 +99,21 @@ class Curves:
     def _add(writer: tf.summary.FileWriter, proto: Any) -> None:
         # TensorBoard has classes of its own for TensorFlow's protocol buffers.
         writer.add_summary(tf.Summary.FromString(proto.SerializeToString()), 0)
+
+
+def _let_writers_fail_quietly() -> None:
+    """What a writer's thread meets, a full disk for one, its next flush raises. It need not be printed three times before."""
+    threading.excepthook = _say_unless_a_writers
+    logging.getLogger("tensorflow").addFilter(_is_not_a_writers)
+
+
+def _say_unless_a_writers(failure: threading.ExceptHookArgs) -> None:
+    if failure.thread is None or failure.thread.name != "EventLoggerThread":
+        threading.__excepthook__(failure)
+
+
+def _is_not_a_writers(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("EventFileWriter writer thread error")
 
 
 def _events(path: Path) -> Iterator[tf.Event]:

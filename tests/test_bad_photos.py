@@ -247,9 +247,10 @@ REFUSED: dict[str, tuple[bytes, str]] = {
         "not an image that is read here (a TIFF file that is damaged or of a rare kind)",
     ),
     "BMP of a rare kind": (
-        encoded(with_alpha(), "BMP").replace(
-            struct.pack("<III", 0xFF0000, 0xFF00, 0xFF), struct.pack("<III", 1023, 1023 << 10, 1023 << 20)
-        ),
+        b"BM"
+        + struct.pack("<IIIIiiHHIIiiII", 66 + 4 * 40 * 30, 0, 66, 40, 40, 30, 1, 32, 3, 0, 0, 0, 0, 0)
+        + struct.pack("<III", 1023 << 20, 1023 << 10, 1023)  # ten bits a colour
+        + bytes(4 * 40 * 30),
         "the BMP file is of a rare kind that is not read: Unsupported BMP bitfields layout",
     ),
     "JPEG with a cut note": (

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -147,6 +149,20 @@ def test_an_event_file_that_was_cut_is_read_up_to_there(packed: Path, tmp_path: 
     os.truncate(events, events.stat().st_size - 7)
     summaries.write_curves(curves, tmp_path / final_layer.SUMMARIES, 1)
     assert curves.read_text().splitlines() == whole[:-1]
+
+
+def test_what_a_writer_cannot_write_is_raised_and_not_printed_too(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with tf.Graph().as_default(), contextlib.suppress(IndexError), summaries.Curves(tmp_path, [{"learning_rate": 0.1}], 0) as curves:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))  # as good as a full disk
+        try:
+            for step in range(1000):
+                curves.add("training", step, np.ones(1), np.ones(1))
+            with pytest.raises(IndexError, match="File too large"):
+                curves.flush()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert capfd.readouterr() == ("", "")
 
 
 KILLED_AT_RANDOM = """

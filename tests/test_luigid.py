@@ -234,7 +234,7 @@ def test_a_worker_whose_scheduler_lost_its_memory_says_that_the_night_failed(sch
     project.photos("mine", 12)
     project.profile("mine", "[Export]\nhow_many_training_steps = 50\n")
     worker = scheduler.worker("RetrainAll")
-    wait_for(lambda: [task for task in scheduler.tasks("RUNNING").values() if task["name"] == "DownloadModel"])
+    wait_for(lambda: [task for task in scheduler.tasks("RUNNING").values() if task["name"] == "ComputeBottlenecks"])
     os.killpg(scheduler.process.pid, signal.SIGKILL)
     scheduler.process.wait()
     scheduler.start()

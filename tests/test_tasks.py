@@ -455,6 +455,8 @@ def test_a_users_mistake_is_30(project: Project, arguments: tuple[str, ...], wor
         (("Export", "--data", ""), 30, "--data is given without a value; give it one, or leave it out"),
         (("Export", "--Export-learning-rate", ""), 30, "--learning-rate is given without a value"),
         (("Export", "--images="), 30, "--images is given without a value"),
+        (("Retrain", "--data", "flowers", "--date="), 30, "--date is given without a value"),
+        (("RetrainAll", "--date="), 30, "--date is given without a value"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line(project: Project, arguments: tuple[str, ...], code: int, words: str) -> None:
@@ -691,7 +693,7 @@ def test_a_damaged_snapshot_is_one_line_and_then_made_again(copy_of_finished: Pr
     snapshot.write_text(snapshot.read_text().replace("False", "True"))  # whether photos are re-encoded, which decides their vectors
     arguments = ("--data", "colours", *FEW_STEPS, "--seed", "4")
     assert_one_line(copy_of_finished.export(*arguments), 30, str(snapshot), "run again")
-    os.truncate(snapshot, 0)  # as a power cut leaves it
+    snapshot.write_bytes(b"")  # as a power cut leaves it
     assert copy_of_finished.export(*arguments).returncode == 0
 
 

@@ -72,5 +72,5 @@ def _graph(options: argparse.Namespace) -> int:
     folder = backbone(options)
     logdir = settings.paths().store / "graphs" / folder.name
     backbones.write_graph_summary(folder, logdir)
-    console.say(f"look at it with: {shown(Path(sys.executable).with_name('tensorboard'))} --logdir {shown(logdir)}")
+    console.say(f"look at it with: {shown(Path(sys.executable).with_name('tensorboard'))} --logdir {logdir}")
     return 0
