@@ -150,7 +150,8 @@ def _kind(data: bytes) -> str:
 
 def looks_like_one(data: bytes) -> bool:
     """Whether a file begins like an image of one of the FORMATS, whatever becomes of it behind that."""
-    return _kind(data) not in ("", "BMP") or (_kind(data) == "BMP" and data[14:18] in _HEADERS_OF_BMP)
+    kind = _kind(data)
+    return bool(kind) and (kind != "BMP" or data[14:18] in _HEADERS_OF_BMP)
 
 
 @contextmanager

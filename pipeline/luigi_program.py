@@ -120,9 +120,9 @@ def refuse(line: str) -> None:
         raise SystemExit(FAILED) from None
 
 
-def refuse_empty(task: type[luigi.Task], names: Iterable[str]) -> None:
+def refuse_empty(task: type[luigi.Task], params: Iterable[tuple[str, luigi.Parameter]]) -> None:
     """Refuse options of a task that stand on the command line with an empty value, which Luigi takes for not given."""
     given = vars(getattr(CmdlineParser.get_instance(), "known_args", argparse.Namespace()))
-    for name in names:
+    for name, _ in params:
         if "" in (given.get(name), given.get(f"{task.get_task_family()}_{name}")):
             refuse(f"--{name.replace('_', '-')} is given without a value; give it one, or leave it out")

@@ -104,7 +104,7 @@ class Export(QuietTask):
     @classmethod
     def get_param_values(cls, params: Any, args: Any, kwargs: Any) -> Any:
         """Put the profile's values between the command line's and luigi.cfg's."""
-        luigi_program.refuse_empty(cls, [name for name, _ in params])
+        luigi_program.refuse_empty(cls, params)
         try:
             data = kwargs.get("data") or dict(params)["data"].task_value(cls.get_task_family(), "data")
             values = settings.profile(data).export

@@ -70,7 +70,7 @@ class _OfANight(MixinNaiveBulkComplete, luigi.Task):
 
     @classmethod
     def get_param_values(cls, params: Any, args: Any, kwargs: Any) -> Any:
-        luigi_program.refuse_empty(cls, [name for name, _ in params])
+        luigi_program.refuse_empty(cls, params)
         return super().get_param_values(params, args, kwargs)
 
 
@@ -135,14 +135,11 @@ def outcome_of(task: Export, told: Sequence[Path]) -> Outcome:
 class PhotosOfAnyProfile(FolderOfPhotos):
     """What only a person can bring where no profile has photos."""
 
-    images = luigi.Parameter(default=settings.PROFILES, positional=False)
-    remedy = luigi.Parameter(
-        default="put a folder for each class into data/NAME, and a NAME.cfg there", positional=False, significant=False
-    )
+    images = remedy = None
 
     @property
     def problem(self) -> str:
-        return f"no profile in {self.images}/ has photos; {self.remedy}"
+        return f"no profile in {settings.PROFILES}/ has photos; put a folder for each class into data/NAME, and a NAME.cfg there"
 
     def complete(self) -> bool:
         return False

@@ -57,7 +57,6 @@ from pipeline.vector_cache import VectorCache
 if TYPE_CHECKING:
     from pipeline import bottlenecks, final_layer
 
-
 CHECKING = "pipeline.export.agreement"
 """What the process that checks an export loads. It is started first in a step, while it can be a fork that TensorFlow has not run in."""
 

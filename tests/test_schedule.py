@@ -106,7 +106,7 @@ def test_a_night_that_is_stopped_is_recorded_and_goes_on(colours: Project) -> No
     colours.profile("colours", "[Export]\nhow_many_training_steps = 10000000\n")
     command = [str(BIN / "luigi"), "--module", "pipeline", "Retrain", "--data", "colours", "--date", "2026-11-01"]
     with subprocess.Popen(command, cwd=colours.root, env=colours.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as started:
-        while not list((colours.root / "store/work/TrainFinalLayer").glob("*/checkpoint")):
+        while not list((colours.root / "store").glob("work/TrainFinalLayer/*/checkpoint")):
             assert started.poll() is None
             time.sleep(0.1)
         started.terminate()

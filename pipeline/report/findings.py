@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +77,11 @@ class Findings:
     compared: tuple[int, int]
     skipped: Sequence[Photo]
     drawn: str
+
+    @cached_property
+    def in_split(self) -> collections.Counter[str]:
+        """How many of all photos each split has."""
+        return collections.Counter(photo.split for photo in self.all_photos)
 
     def mistakes(self, most: int | None = None) -> Iterator[Mistake]:
         """The photos that are named wrongly, the surest mistakes first."""

@@ -73,7 +73,6 @@ def write_training(
     """Write ``report.html`` and ``model_card.md`` of a training."""
     tried = _candidates(training)
     backbone = classifier["backbone"]
-    in_split = collections.Counter(photo.split for photo in findings.all_photos)
     content = {
         **_of_findings(findings),
         "is_training": True,
@@ -96,7 +95,7 @@ def write_training(
         "photos_licence": classifier["photos_licence"],
         "snapshot": classifier["snapshot"],
         "photos_count": len(findings.all_photos),
-        "split_counts": [(split, in_split[split]) for split in dataset.SPLITS],
+        "split_counts": [(split, findings.in_split[split]) for split in dataset.SPLITS],
     }
     _write(folder, content, (PAGE, "model_card.md"))
 
@@ -228,10 +227,7 @@ def _facts(findings: Findings) -> list[dict[str, str]]:
 def _classes(findings: Findings) -> dict[str, Any]:
     """The table of classes: photos by split, and figures; the lowest F1 first."""
     counted = collections.Counter((photo.label, photo.split) for photo in findings.all_photos)
-    in_split: collections.Counter[str] = collections.Counter()
-    for (_, split), count in counted.items():
-        in_split[split] += count
-    splits = [split for split in dataset.SPLITS if in_split[split]]
+    splits = [split for split in dataset.SPLITS if findings.in_split[split]]
     found = findings.evaluation
 
     def counts(label: str) -> list[int]:
@@ -239,7 +235,7 @@ def _classes(findings: Findings) -> dict[str, Any]:
 
     worst_first = sorted(found.classes, key=lambda one: (one.f1 is None, one.f1))
     rows = [{**dataclasses.asdict(one), "counts": counts(one.label)} for one in worst_first[:ROWS_SHOWN]]
-    totals = [in_split[split] for split in splits or [""]]
+    totals = [findings.in_split[split] for split in splits or [""]]
     means = [evaluation.mean_of([getattr(one, name) for one in found.classes]) for name in ("precision", "recall", "f1")]
     return {"splits": splits or ["photos"], "classes": rows, "totals": totals, "means": means}
 
