@@ -18,6 +18,8 @@ from pipeline.errors import UserError
 FEW_PHOTOS = 20
 """A class with fewer photos gets a warning: two of them would be its whole test."""
 
+_NAMES_OF_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
+
 
 @dataclass(frozen=True)
 class Index:
@@ -84,20 +86,39 @@ def make_index(scanned: Photos, *, testing_percentage: float, validation_percent
                 f" (the first: {first}); mend or remove them, or raise the limit"
             )
         warnings.append(f"left out {len(unusable)} of {count} (the first: {first})")
-    _check_labels(good.labels()[0], set(scanned.labels()[0]) - {""}, of_no_class)
+    _check_labels(good, set(scanned.labels()[0]) - {""}, of_no_class)
     photos = split(good, testing_percentage=testing_percentage, validation_percentage=validation_percentage, seed=seed)
     return Index(photos, skipped, warnings + _warnings(photos, skipped.labels()[0]))
 
 
-def _check_labels(labels: list[str], all_labels: set[str], of_no_class: list[Photo]) -> None:
+def _check_labels(good: Photos, all_labels: set[str], of_no_class: list[Photo]) -> None:
+    labels = good.labels()[0]
     if len(labels) < 2:
         found = f"only one class with photos ({readable(labels[0])})" if labels else "no class with photos"
         count = len(of_no_class)
         hint = f"; {count} are of no class (the first, {readable(of_no_class[0].path)}: {of_no_class[0].problem})" if count else ""
+        if len(deeper := _folders_in_classes(good)) > 1:
+            hint += f"; if the folders in {readable(labels[0])} are the classes ({shortened(deeper)}), name it as the folder of the photos"
         raise UserError(f"the data set has {found}; a classifier needs photos of two or more classes, in a folder each or in a table{hint}")
+    if _NAMES_OF_SPLITS.issuperset(label.casefold() for label in labels) and (deeper := _folders_in_classes(good)):
+        raise UserError(
+            f"the photos are divided already: the classes would be {shortened(labels)}, and not the folders in them ({shortened(deeper)}); "
+            "put all photos of a class into one folder, or name one of them as the folder of the photos"
+        )
     for label in sorted(all_labels):
         if not readable(label) == label or len(label.splitlines()) != 1 or label != label.strip("\r\n"):
             raise UserError(f"the label {label!r} cannot be a line of labels.txt; make it valid UTF-8 without line breaks")
+
+
+def _folders_in_classes(photos: Photos) -> list[str]:
+    """The names of the folders in the classes' folders, if all photos lie in such; empty otherwise, as with a table's labels."""
+    found = set()
+    for photo in photos:
+        label, *deeper = photo.path.split("/")[:-1] or [""]
+        if label != photo.label or not deeper:
+            return []
+        found.add(readable(deeper[0]))
+    return sorted(found)
 
 
 def _warnings(photos: Photos, skipped_labels: list[str]) -> list[str]:

@@ -409,12 +409,24 @@ def test_warnings_name_what_a_person_should_know() -> None:
         (many("a", 30) + many("caf\udce9", 30), "cannot be a line of labels.txt"),
         (many("a", 30) + [p._replace(problem="bad") for p in many("b", 10)], "10 of 40 photos cannot be used"),
         ([Photo("a/", "a", problem="empty"), Photo("b/", "b", problem="empty")], "the data set has no class with photos"),
+        (many("all/oak", 30) + many("all/elm", 30), r"\(all\); .* in a table; if the folders in all are the classes \(elm, oak\), name it"),
+        (
+            many("train/oak", 30) + many("Test/oak", 30) + many("train/elm", 30),
+            r"would be Test, train, and not the folders in them \(elm, oak\)",
+        ),
         ([Photo(f"{i}.jpg", "", problem="beside") for i in range(60)], r"or in a table; 60 are of no class \(the first, 0.jpg: beside\)"),
     ],
 )
 def test_what_no_classifier_can_be_made_of_is_said(photos: list[Photo], message: str) -> None:
     with pytest.raises(UserError, match=message):
         index(photos)
+
+
+@pytest.mark.parametrize(
+    "photos", [many("train/oak", 30) + many("plane/oak", 30), many("train", 30) + many("test", 30), many("a/june", 30) + many("b/june", 30)]
+)
+def test_classes_that_are_none_for_sure_alone_are_refused(photos: list[Photo]) -> None:
+    assert len(index(photos).labels) == 2
 
 
 def test_the_unreadable_limit_is_a_setting() -> None:
