@@ -69,7 +69,7 @@ class Changes:
 
     Attributes:
         added, removed: photos whose content is new, or gone.
-        edited: photos of another content under the same path and label.
+        edited: photos of another content under the same path and label, unless it was there under another label.
         moved: photos of the same content and label under another path; ``old → new``.
         relabelled: photos of the same content under another label.
         new_classes, gone_classes: labels.
@@ -116,6 +116,7 @@ def between(old: Iterable[Photo], new: Iterable[Photo]) -> Changes:
     changes, labels_before, labels_now = Changes(), set(), set()
     gone: list[Photo] = []
     came: list[Photo] = []
+    replaced: list[tuple[Photo, Photo]] = []
     for before, now in _side_by_side(old, new):
         if before:
             labels_before.add(before.label)
@@ -123,12 +124,12 @@ def between(old: Iterable[Photo], new: Iterable[Photo]) -> Changes:
             labels_now.add(now.label)
         if before and now:
             if before.sha256 != now.sha256:
-                changes.edited.add(now.path)
+                replaced.append((before, now))
         elif before:
             gone.append(before)
         elif now:
             came.append(now)
-    _match(gone, came, changes)
+    _match(gone, came, replaced, changes)
     changes.new_classes = [readable(label) for label in sorted(labels_now - labels_before)]
     changes.gone_classes = [readable(label) for label in sorted(labels_before - labels_now)]
     return changes
@@ -146,8 +147,12 @@ def _side_by_side(old: Iterable[Photo], new: Iterable[Photo]) -> Iterator[tuple[
         now = next(news, None) if take_new else now
 
 
-def _match(gone: list[Photo], came: list[Photo], changes: Changes) -> None:
-    """Tell what moved or was relabelled from what was removed and added, by the contents."""
+def _match(gone: list[Photo], came: list[Photo], replaced: list[tuple[Photo, Photo]], changes: Changes) -> None:
+    """Tell what moved or was relabelled from what was removed, added or edited, by the contents.
+
+    ``replaced`` are those of one path and label. Where two classes whose photos have the same names change places, they are all
+    that there is.
+    """
     labelled: dict[tuple[str, str], list[Photo]] = collections.defaultdict(list)
     for photo in reversed(gone):
         labelled[photo.sha256, photo.label].append(photo)
@@ -158,13 +163,18 @@ def _match(gone: list[Photo], came: list[Photo], changes: Changes) -> None:
         else:
             others.append(photo)
     left: dict[str, list[Photo]] = collections.defaultdict(list)
-    for twins in labelled.values():
-        for photo in twins:
-            left[photo.sha256].append(photo)
-    for photo in others:
-        if twins := left.get(photo.sha256):
-            changes.relabelled.add(f"{photo.path}: {twins.pop().label} → {photo.label}")
+    for photo in (*(photo for twins in labelled.values() for photo in twins), *(before for before, _ in replaced)):
+        left[photo.sha256].append(photo)
+    unknown = []
+    for photo in sorted((*others, *(now for _, now in replaced)), key=in_order):
+        twins = left.get(photo.sha256, [])
+        if twin := next((twin for twin in reversed(twins) if twin.label != photo.label), None):
+            twins.remove(twin)
+            changes.relabelled.add(f"{photo.path}: {twin.label} → {photo.label}")
         else:
-            changes.added.add(photo.path)
-    for photo in sorted((photo for twins in left.values() for photo in twins), key=in_order):
+            unknown.append(photo)
+    lost = {in_order(photo): photo for twins in left.values() for photo in twins}
+    for photo in unknown:
+        (changes.edited if lost.pop(in_order(photo), None) else changes.added).add(photo.path)
+    for _, photo in sorted(lost.items()):
         changes.removed.add(photo.path)

@@ -240,7 +240,7 @@ def drift(ours: ClassStatistics, theirs: ClassStatistics) -> dict[str, float]:
     It is the distance of the two means over the root of the variance within the classes (as Cohen's d, over all features at
     once), less what the means of two samples of so many photos differ by where nothing changed.
     """
-    within = float((theirs.count[:, None] * theirs.variance).sum() / theirs.count.sum()) or np.finfo(np.float32).tiny
+    within = float((theirs.count[:, None] * theirs.variance).sum() / _freedom(theirs.count).sum()) or np.finfo(np.float32).tiny
     figures = {}
     place = {label: number for number, label in enumerate(theirs.labels)}
     for i, label in enumerate(ours.labels):
@@ -248,9 +248,19 @@ def drift(ours: ClassStatistics, theirs: ClassStatistics) -> dict[str, float]:
             continue
         j = place[label]
         moved = np.square(ours.mean[i] - theirs.mean[j], dtype=np.float64).sum()
-        by_chance = float(ours.variance[i].sum() / ours.count[i] + theirs.variance[j].sum() / theirs.count[j])
+        by_chance = _by_chance(ours, i) + _by_chance(theirs, j)
         figures[label] = float(np.sqrt(max(moved - by_chance, 0) / within))
     return figures
+
+
+def _by_chance(statistics: ClassStatistics, number: int) -> float:
+    """How far, squared, the mean of a class lies from that of all photos that it could have."""
+    return float(statistics.variance[number].sum() / _freedom(statistics.count)[number])
+
+
+def _freedom(count: np.ndarray) -> np.ndarray:
+    """Degrees of freedom of so many photos: the variance of few is smaller than that of all, by n - 1 to n (Bessel)."""
+    return np.maximum(count - 1, 1)
 
 
 def of_vectors(ours: ClassStatistics, theirs: ClassStatistics, version: str, limit: float) -> Outcome:

@@ -39,6 +39,12 @@ BEFORE = ("a/1=one", "a/2=two", "b/3=three", "b/4=four")
         ((*BEFORE, "c/5=five", "c/6=six"), "2 photos added; new classes: 1 (c)", {"added": ["c/5", "c/6"]}),
         (BEFORE[:2], "2 photos removed; classes gone: 1 (b)", {"removed": ["b/3", "b/4"]}),
         (("a/1=two", "a/2=one", *BEFORE[2:]), "2 photos edited", {"edited": ["a/1", "a/2"]}),
+        (
+            ("a/1=three", "a/2=four", "b/3=one", "b/4=two"),
+            "4 photos relabelled",
+            {"relabelled": ["a/1: b → a", "a/2: b → a", "b/3: a → b", "b/4: a → b"]},
+        ),
+        (("a/1=three", *BEFORE[1:]), "1 photo edited", {"edited": ["a/1"]}),
         (("c/3=three", "c/4=four", *BEFORE[:2]), "2 photos relabelled; new classes: 1 (c); classes gone: 1 (b)", {}),
         ((*BEFORE, "a/copy=one"), "1 photo added", {"added": ["a/copy"]}),
         (("a/x=one", "b/x=one", *BEFORE[1:]), "1 photo added, 1 moved or renamed", {"moved": ["a/1 → a/x"], "added": ["b/x"]}),

@@ -135,6 +135,18 @@ def test_vectors_of_another_network_are_not_compared(tmp_path: Path) -> None:
     assert checks.of_vectors(one, other, "0007-ab", 0.1).sentence == ("drift is not compared: the vectors of 0007-ab are another network's")
 
 
+@pytest.mark.parametrize("count", [2, 3, 5, 10])
+def test_a_small_class_of_new_photos_has_not_drifted(count: int) -> None:
+    """Two samples of one distribution: what is left beside chance is a small part of the limit of 0.2."""
+    random = np.random.default_rng(0)
+
+    def sample() -> checks.ClassStatistics:
+        rows = random.normal(size=(count, 1280))
+        return checks.ClassStatistics("net", ["a"], np.array([count]), rows.mean(axis=0)[None], rows.var(axis=0)[None])
+
+    assert np.mean([checks.drift(sample(), sample())["a"] for _ in range(30)]) < 0.15
+
+
 # --- Through the task graph -----------------------------------------------------------------------------------------------
 
 
