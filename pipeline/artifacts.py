@@ -10,8 +10,8 @@ import contextlib
 import importlib.metadata
 import json
 import math
+import os
 import platform
-import shutil
 import time
 from collections.abc import Iterator
 from functools import cached_property
@@ -100,7 +100,10 @@ def guarded() -> Iterator[None]:
             where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
             raise UserError(f"{where}the disk is full; make room, then run again: it goes on where it was") from error
         if isinstance(error, OSError) and error.filename:
-            raise UserError(f"{error.filename}: {error.strerror}; mend that, then run again: it goes on where it was") from error
+            # Of a renaming, the second name is the one that a person knows.
+            raise UserError(
+                f"{error.filename2 or error.filename}: {error.strerror}; mend that, then run again: it goes on where it was"
+            ) from error
         raise
 
 
@@ -141,17 +144,17 @@ class Artifact(QuietTask):
                 damage = files.damage(self.folder, contents=True)
                 if not damage:  # the holder before us made it
                     return
-                if self.folder.is_dir():
+                if os.path.lexists(self.folder):
                     console.warn(f"{self.folder} is damaged ({damage}); it is made again")
                 self._finish(work)
-                if self.folder.is_dir():
-                    shutil.rmtree(self.folder)
+                files.remove(self.folder)
                 files.move_folder(work, self.folder)
 
     def _finish(self, work: Path) -> None:
         """Make the output in ``work``, and write its manifest."""
         work.mkdir(parents=True, exist_ok=True)
-        files.sweep(work)
+        for folder in (work, *[path for path in work.rglob("*") if path.is_dir()]):
+            files.sweep(folder)
         if any(work.iterdir()):
             console.note(f"{self.task_family}: goes on where a run stopped before")
         started = time.time()

@@ -9,6 +9,7 @@ A row is a photo, or a distorted view of one.
 from __future__ import annotations
 
 import contextlib
+import csv
 import os
 import random
 import zlib
@@ -300,7 +301,10 @@ def _crc32(path: Path, size: int) -> int | None:
 
 
 def _same_index(path: Path, rows: Sequence[Photo]) -> bool:
-    return path.is_file() and all(one == other for one, other in zip_longest(dataset.each_photo(path), rows))
+    try:
+        return path.is_file() and all(one == other for one, other in zip_longest(dataset.each_photo(path), rows))
+    except (ValueError, csv.Error):  # it was damaged
+        return False
 
 
 def _read_rows(rows: Sequence[Photo], cache: VectorCache) -> np.ndarray:

@@ -13,12 +13,17 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline import files
+from pipeline import console, files
 from pipeline.errors import UserError
 from pipeline.tensorflow_v1 import WhileContextDef, tf
 
 NEVER = 10_000.0
 """Hours; the Saver's own default for ``keep_checkpoint_every_n_hours``, which keeps none beyond ``max_to_keep``."""
+
+NOTE = ".sha256"
+"""Behind the prefix of the checkpoints, the name of the list of their hashes."""
+
+MOST_OF_A_NOTE = 1 << 24
 
 # ValueError is the Saver's word for files that are not there at all.
 _UNREADABLE = (
@@ -53,6 +58,8 @@ class Checkpoints:
             write_meta_graph: write the graph beside each, for ``import_meta_graph``.
         """
         self._prefix = folder / name
+        for left in (*folder.glob(f"{name}*.tempstate*"), *folder.glob("checkpoint.tmp*")):
+            left.unlink()  # TensorFlow's own, of a process that was killed
         self._max_to_keep = max_to_keep
         self._keeps_some_for_good = keep_checkpoint_every_n_hours < NEVER
         # Without relative paths, latest_checkpoint finds nothing once the folder has been moved.
@@ -63,6 +70,7 @@ class Checkpoints:
             save_relative_paths=True,
         )
         self._meta_graph = _meta_graph(self._saver) if write_meta_graph else None
+        self._noted: dict[str, str] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
     def save(self, session: tf.Session, global_step: int | None = None) -> None:
@@ -73,44 +81,85 @@ class Checkpoints:
         if self._meta_graph is not None:
             files.write_atomic(self._prefix.with_name(f"{self._prefix.name}{suffix}.meta"), self._meta_graph)
         self._saver.save(session, str(self._prefix), global_step=global_step, write_meta_graph=False)
+        if global_step is not None:
+            self._note(global_step)
 
     def restore(self, session: tf.Session) -> int | None:
-        """Restore the newest checkpoint that can be read, drop what a kill left behind, and return its global step.
+        """Restore the newest checkpoint that is what was saved, as all that are kept before it are, drop what lies past it, and
+        return its global step.
 
         Returns None, with nothing restored, where there is none.
         """
-        listed = self._listed()
-        while listed:
+        steps = self._whole()
+        while steps:
             try:
-                self._saver.restore(session, listed[-1])
+                self._saver.restore(session, self._path(steps[-1]))
             except _UNREADABLE:
-                listed.pop()
+                steps.pop()
             else:
                 break
-        # A new Saver knows of no older steps; without this, max_to_keep would never delete them.
-        if self._max_to_keep:
-            listed = listed[-self._max_to_keep :]  # it may have been larger when the run was started
-        self._saver.recover_last_checkpoints(listed)
-        self._sweep({Path(path).name for path in listed})
+        if self._max_to_keep:  # a new Saver knows of no older steps, and would never delete them
+            self._saver.recover_last_checkpoints([self._path(step) for step in steps])
+        self._sweep(steps)
+        if not steps:
+            return None
         self._mend_meta_graphs()
-        return int(listed[-1].rpartition("-")[2]) if listed else None
+        self.save(session, steps[-1])  # the same bytes; and the Saver's list of them is what it was then
+        return steps[-1]
 
-    def _listed(self) -> list[str]:
-        """The checkpoints there are, oldest first. A Saver that keeps all lists only the newest, so that the folder tells."""
-        state = tf.train.get_checkpoint_state(str(self._prefix.parent))
-        if state and not self._max_to_keep:
-            newest = _step(state.model_checkpoint_path)
-            found = [path.with_suffix("") for path in self._prefix.parent.glob(f"{self._prefix.name}-*.index")]
-            return [str(path) for path in sorted(found, key=lambda path: _step(path.name)) if 0 <= _step(path.name) <= newest]
-        return list(state.all_model_checkpoint_paths) if state else []
+    def forget(self) -> None:
+        """Remove all checkpoints, as if there never was one."""
+        self._saver.recover_last_checkpoints([])
+        self._noted = {}
+        self._sweep([])
 
-    def _sweep(self, listed: set[str]) -> None:
-        """Remove the files of steps that are not in the list: half-written, damaged, or replaced just before a kill."""
-        newest = max((_step(name) for name in listed), default=-1)
+    def _path(self, step: int) -> str:
+        return f"{self._prefix}-{step}"
+
+    def _whole(self) -> list[int]:
+        """The steps of the newest checkpoints, oldest first, up to one that was damaged.
+
+        The Saver's list of them is not asked: it may have been altered, and one that keeps all lists the newest only.
+        """
+        noted = self._noted = self._read_note()
+        there = {_step(path.stem) for path in self._prefix.parent.glob(f"{self._prefix.name}-*.index")} - {-1}
+        steps = sorted(there.union(_step(name.partition(".index")[0]) for name in noted if name.endswith(".index")))
+        steps = steps[-self._max_to_keep :]  # a kill may have come before the older ones were removed, or in the middle of it
+        for number, step in enumerate(steps):
+            names = [name for name in noted if name.startswith(f"{self._prefix.name}-{step}.")]
+            if not names and step == steps[-1] and (noted or number == 0):
+                continue  # a kill came between the newest and its note
+            if not names or not all(map(self._is_whole, names)):
+                console.warn(f"{self._path(step)} is damaged; what came after the checkpoint before it is computed again")
+                return steps[:number]
+        return steps
+
+    def _is_whole(self, name: str) -> bool:
+        try:
+            return files.sha256_file(self._prefix.with_name(name)) == self._noted[name]
+        except OSError:
+            return False
+
+    def _note(self, step: int) -> None:
+        """Note the hashes of what is kept, as ``sha256sum`` does. TensorFlow's checksums do not tell that a file is another step's."""
+        kept = [path for path in self._prefix.parent.glob(f"{self._prefix.name}-*") if path.suffix != ".meta"]
+        new = {path.name: files.sha256_file(path) for path in kept if path.name not in self._noted or _step(path.stem) == step}
+        self._noted = {path.name: (self._noted | new)[path.name] for path in sorted(kept)}
+        files.write_atomic(f"{self._prefix}{NOTE}", "".join(f"{digest}  {name}\n" for name, digest in self._noted.items()).encode())
+
+    def _read_note(self) -> dict[str, str]:
+        try:
+            lines = files.read_regular(f"{self._prefix}{NOTE}", MOST_OF_A_NOTE).decode(errors="replace").splitlines()
+        except OSError:
+            return {}
+        return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+
+    def _sweep(self, steps: Sequence[int]) -> None:
+        """Remove the files of other steps: half-written, damaged, or replaced just before a kill."""
         for path in self._prefix.parent.glob(f"{self._prefix.name}-*"):
-            name = re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", path.name)
-            for_good = self._keeps_some_for_good and 0 <= _step(name) < newest
-            if name not in listed and not for_good:
+            step = _step(re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", path.name))
+            for_good = self._keeps_some_for_good and 0 <= step < max(steps, default=0)
+            if step not in steps and not for_good:
                 path.unlink()
 
     def _mend_meta_graphs(self) -> None:

@@ -62,7 +62,7 @@ def write_sealed_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
 @contextlib.contextmanager
 def open_sealed_csv(path: Path) -> Iterator[IO[str]]:
     """The rows of a table that ``write_sealed_csv`` wrote. Raises ValueError where any bit of it was altered."""
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=_regular) as file:
         seal = file.readline(100)
         if seal != f"{_sha256_of_rest(file)}\n".encode():
             raise ValueError(f"{path} was altered")
@@ -77,7 +77,7 @@ def sha256_bytes(data: bytes) -> str:
 
 def sha256_file(path: Path) -> str:
     """The SHA-256 of a file in hexadecimal, read in pieces."""
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=_regular) as file:
         return _sha256_of_rest(file)
 
 
@@ -121,7 +121,12 @@ def _beside(path: str | Path) -> str:
 def sweep(folder: Path, name: str = "*") -> None:
     """Remove what a killed process left in ``folder`` ``beside`` the file ``name``. Hold the lock of it meanwhile."""
     for path in folder.glob(f".{name}.*.tmp"):
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove what is there under this name, if anything is: a folder, a file, a link."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -152,20 +157,27 @@ def _replacing(path: str | Path) -> Iterator[str]:
 
 
 def read_regular(path: str | Path, most: int) -> bytes:
-    """The bytes of a regular file of ``most`` bytes at most. Raises OSError, of EINVAL or EFBIG where it is none.
-
-    Nothing else is read: a pipe would be waited for, for ever.
-    """
-    with _descriptor(path, os.O_RDONLY | os.O_NONBLOCK) as descriptor:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a file")
-        if status.st_size > most:
-            raise OSError(errno.EFBIG, f"{status.st_size:,} bytes are more than {most:,}")
-        data = os.read(descriptor, status.st_size)
-        while len(data) < status.st_size and (more := os.read(descriptor, status.st_size - len(data))):
+    """The bytes of a regular file of ``most`` bytes at most. Raises OSError, of EINVAL or EFBIG where it is none."""
+    descriptor = _regular(path, os.O_RDONLY)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size > most:
+            raise OSError(errno.EFBIG, f"{size:,} bytes are more than {most:,}", str(path))
+        data = os.read(descriptor, size)
+        while len(data) < size and (more := os.read(descriptor, size - len(data))):
             data += more
+    finally:
+        os.close(descriptor)
     return data
+
+
+def _regular(path: str | Path, flags: int) -> int:
+    """A descriptor of a regular file. Nothing else is opened: a pipe would be waited for, for ever."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a file", str(path))
+    return descriptor
 
 
 @contextlib.contextmanager
@@ -189,9 +201,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON. Raises FileNotFoundError, or ValueError where the file is not JSON."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read JSON. Raises OSError, or ValueError where the file is not JSON."""
+    try:
+        return json.loads(read_regular(path, MOST_OF_JSON).decode())
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply") from None
 
+
+MOST_OF_JSON = 1 << 30
 
 MANIFEST = "manifest.json"
 """Written last into every folder that is an output: a folder without it is not finished."""

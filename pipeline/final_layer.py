@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import bottlenecks, checkpoint, dataset, evaluation, files, heads, optimizers, summaries
+from pipeline import bottlenecks, checkpoint, console, dataset, evaluation, files, heads, optimizers, summaries
 from pipeline.batches import Batches, standardisation
 from pipeline.bottlenecks import Statistics
 from pipeline.checkpoint import Checkpoints
@@ -333,6 +333,12 @@ class _Trainer:
             folder, CHECKPOINT, max_to_keep=options.max_to_keep, keep_checkpoint_every_n_hours=options.keep_checkpoint_every_n_hours
         )
         done = checkpoints.restore(running) or 0
+        looks = range(options.eval_step_interval, done + 1, options.eval_step_interval)
+        if not summaries.has_looks(folder / SUMMARIES, len(self.candidates), looks):
+            console.warn(f"{folder / SUMMARIES} is damaged; the training begins anew")
+            checkpoints.forget()
+            self._initialise(running, start_from)
+            done = 0
         train = running.make_callable(self.train_steps, [self.vectors, self.places, self.truths, self.factors])
         with summaries.Curves(folder / SUMMARIES, [dataclasses.asdict(candidate) for candidate in self.candidates], done) as curves:
             report(done, steps)

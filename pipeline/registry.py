@@ -23,6 +23,9 @@ PENDING = ".pending"
 """Names a version from just before it comes to be until it is live. Without it, one that a kill kept from going live would look
 like one that was rolled back, and stay away for good."""
 
+MOST_BYTES = 1 << 24
+"""More than ``pinned`` or ``.pending`` has."""
+
 ADDED = ("drawn", "temperature", "evaluation", "verdict", "since", "checks")
 """What the manifest of a version has of its further parts, beside their ``formats``."""
 
@@ -36,6 +39,15 @@ def versions(exports: Path, names: str = "*-*") -> list[Path]:
     """The published versions of one data set, oldest first."""
     found = [path for path in exports.glob(names) if _VERSION.fullmatch(path.name) and files.read_manifest(path)]
     return sorted(found, key=lambda path: int(path.name.partition("-")[0]))
+
+
+def problems(exports: Path) -> list[str]:
+    """What is no version any more, or no pointer to one, though it is named so: a path and what is wrong with it, a line each."""
+    lost = [path for path in sorted(exports.glob("*-*")) if _VERSION.fullmatch(path.name) and not files.read_manifest(path)]
+    found = [f"{path} is damaged ({files.damage(path)})" for path in lost]
+    if os.path.lexists(exports / LATEST) and live(exports) is None:
+        found.append(f"{exports / LATEST} names no version that can be read")
+    return found
 
 
 def live(exports: Path) -> Path | None:
@@ -88,7 +100,7 @@ def version_of(key: str, formats: Iterable[str], exports: Path) -> Path | None:
 def is_pending(version: Path) -> bool:
     """Whether a kill came between the publishing of a version and its going live."""
     try:
-        return (version.parent / PENDING).read_text(encoding="utf-8", errors="replace") == version.name
+        return files.read_regular(version.parent / PENDING, MOST_BYTES) == version.name.encode()
     except FileNotFoundError:
         return False
 
@@ -177,7 +189,7 @@ def _make_live(version: Path, copies: Copies) -> None:
 def pinned(exports: Path) -> set[str]:
     """The names of the versions that are never pruned. Raises UserError where they cannot be known."""
     try:
-        return set((exports / PINNED).read_text(encoding="utf-8").split())
+        return set(files.read_regular(exports / PINNED, MOST_BYTES).decode().split())
     except FileNotFoundError:
         return set()
     except UnicodeDecodeError:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import files, registry
+from pipeline.errors import UserError
 
 SECONDS_UNTIL_ABANDONED = 7 * 86400
 """Unfinished work that nobody touched for so long is not gone on with any more."""
@@ -65,7 +66,12 @@ def unneeded(store: Path, exports: Iterable[Path], keep: int, now: float | None 
 
     Args:
         exports: the folders of versions, one for each data set.
+
+    Raises UserError where a version says no more what it was made from.
     """
+    for folder in (exports := list(exports)):
+        if problems := registry.problems(folder):
+            raise UserError(f"{problems[0]}, and says no more what it was made from; remove it, or make another version live, then prune")
     versions = {
         (folder.name, version.name): files.read_json(version / files.MANIFEST)
         for folder in exports

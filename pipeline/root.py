@@ -392,6 +392,8 @@ class Export(QuietTask):
             if not verdict["accepted"]:
                 self._say_rejected(report.folder, verdict)
                 return None
+            for problem in registry.problems(self.exports):
+                console.warn(f"{problem}; a new version takes its place, and what is damaged can be removed")
             if (was_live := registry.live(self.exports)) and (damage := files.damage(was_live, contents=True)):
                 console.warn(f"{shown(was_live)} is damaged ({damage}); a new version takes its place")
             return registry.publish(

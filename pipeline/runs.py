@@ -69,7 +69,7 @@ def all_runs(exports: Iterable[Path], reports: Iterable[Path]) -> list[Run]:
     published = {run.key for run in found}
     for folder in reports:
         evaluated = files.read_manifest(folder)
-        key = evaluated["parents"]["ExportGraph"] if evaluated else ""
+        key = evaluated.get("parents", {}).get("ExportGraph", "") if evaluated else ""
         classifier = files.read_manifest(folder.parent.parent / "ExportGraph" / key) if key not in published else None
         if evaluated and classifier:  # where it was removed, most of what a run is known by is gone
             found.append(Run(f"{evaluated['data']}/{key[:8]}", folder, {**evaluated, **classifier, "key": key}, False))

@@ -53,7 +53,7 @@ class Paths:
     def runs(self, family: str) -> list[Path]:
         """The outputs of all runs of a task."""
         folder = self.store / "runs" / family
-        return sorted(folder.iterdir()) if folder.is_dir() else []
+        return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
 
     def work(self, family: str, key: str) -> Path:
         return self.store / "work" / family / key

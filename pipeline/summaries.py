@@ -7,13 +7,13 @@ summaries/candidate-0/validation loss and accuracy on the validation split
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import csv
 import itertools
 import logging
-import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class Curves:
     def __init__(self, folder: Path, candidates: Sequence[Mapping[str, float]], start: int) -> None:
         """``candidates`` are what each was trained with, by name; ``start`` is the step to go on from."""
         if not start:
-            shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed before its first checkpoint
+            files.remove(folder)  # of a run that was killed before its first checkpoint
         _let_writers_fail_quietly()
         self._folder, self._candidates = folder, candidates
         self._all = self._writer(folder, start)
@@ -117,24 +117,42 @@ def _is_not_a_writers(record: logging.LogRecord) -> bool:
 
 
 def _events(path: Path) -> Iterator[tf.Event]:
-    """The events of a file, up to where a full disk or a power cut left it: what is missing was written again by the run that went on."""
+    """The events of a file, up to where a full disk or a power cut left it."""
     with contextlib.suppress(tf.errors.DataLossError):
         yield from tf.train.summary_iterator(str(path))
 
 
+Curve = dict[int, dict[str, float]]
+"""By step, what was measured there: loss and accuracy."""
+
+
+def read_curves(folder: Path, candidates: int) -> dict[tuple[int, str], Curve]:
+    """The curves of all candidates, by their number and of CURVES, from the event files in ``folder``. What a kill made the trainer
+    write twice is the same twice, and comes once."""
+    found = {}
+    for number, curve in itertools.product(range(candidates), CURVES):
+        points: Curve = collections.defaultdict(dict)
+        for path in (folder / candidate_name(number) / curve).glob("events*"):
+            for event in _events(path) if path.is_file() else ():
+                points[event.step].update((value.tag, value.simple_value) for value in event.summary.value)
+        found[number, curve] = {step: values for step, values in sorted(points.items()) if values}
+    return found
+
+
+def has_looks(folder: Path, candidates: int, steps: Collection[int]) -> bool:
+    """Whether the event files in ``folder`` have the figures of all candidates at these steps."""
+    return all(curve.keys() >= set(steps) for curve in read_curves(folder, candidates).values())
+
+
 def write_curves(path: Path, folder: Path, candidates: int) -> None:
-    """Read the curves of all candidates back from the event files in ``folder``, and write them as a table, for whoever has no
-    TensorFlow. What a kill made the trainer write twice is the same twice, and stands there once."""
+    """Write the curves of all candidates as a table, for whoever has no TensorFlow."""
+    rows = [
+        (number, curve, step, f"{values['loss']:.6g}", f"{values['accuracy']:.6g}")
+        for (number, curve), points in read_curves(folder, candidates).items()
+        for step, values in points.items()
+    ]
     with files.open_atomic(path, newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("candidate", "curve", "step", "loss", "accuracy"))
-        for number, curve in itertools.product(range(candidates), CURVES):
-            points: dict[int, dict[str, float]] = {}
-            for events in (folder / candidate_name(number) / curve).glob("events*"):
-                for event in _events(events):
-                    points.setdefault(event.step, {}).update((value.tag, value.simple_value) for value in event.summary.value)
-            rows = [(step, values) for step, values in sorted(points.items()) if values]
-            writer.writerows((number, curve, step, f"{values['loss']:.6g}", f"{values['accuracy']:.6g}") for step, values in rows)
+        csv.writer(file, lineterminator="\n").writerows([("candidate", "curve", "step", "loss", "accuracy"), *rows])
 
 
 # --- Pictures and the projector, once a training is through ----------------------------------------------------------

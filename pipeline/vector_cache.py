@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -84,8 +83,7 @@ def _make_room(path: Path) -> None:
     if (path.parent.is_symlink() or path.parent.exists()) and not path.parent.is_dir():
         path.parent.unlink()
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+    files.remove(path)
 
 
 def is_whole(data: bytes, path: str | Path) -> bool:
@@ -158,7 +156,7 @@ def problem_of(path: Path) -> str:
 def verify(folder: Path, looked_at: Callable[[], None] = lambda: None) -> Iterator[tuple[Path, str]]:
     """Check every file of a folder of the cache; yields those with a problem, and the problem."""
     for path in sorted(folder.iterdir()):
-        if not path.is_dir():
+        if not path.is_dir() and not path.name.startswith("."):  # macOS leaves notes everywhere
             yield path, "no folder of vectors"
     for entry in vector_files(folder):
         if problem := problem_of(Path(entry.path)):
@@ -178,7 +176,7 @@ def unused(folder: Path, used: set[str]) -> Iterator[os.DirEntry[str]]:
 
 def remove(path: Path) -> None:
     """Remove what lies in a vector's place, and the folder around it where nothing is left in it."""
-    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+    files.remove(path)
     for folder in (path.parent, path.parent.parent):
         if any(folder.iterdir()):
             return

@@ -343,3 +343,13 @@ def test_packed_rows_are_read_in_any_order(photos: Photos, filled: VectorCache, 
     assert len(packed[range(59)]) == 59
     with pytest.raises(OSError, match="bottlenecks.npy ends before row 59"):
         packed[[58, 59]]
+
+
+@pytest.mark.parametrize("damage", ["cut in a row", "no CSV"])
+def test_a_damaged_index_has_all_packed_anew(photos: Photos, filled: VectorCache, tmp_path: Path, damage: str) -> None:
+    bottlenecks.pack(photos, filled, WIDTH, tmp_path)
+    whole, index = files_of(tmp_path), tmp_path / dataset.INDEX
+    data = index.read_bytes()
+    index.write_bytes(data[: len(data) // 2 - 3] if damage == "cut in a row" else data[:200] + b'\r\0"' + data[200:])
+    bottlenecks.pack(photos, filled, WIDTH, tmp_path)
+    assert files_of(tmp_path) == whole

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,6 +96,78 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, damage
     assert steps_in(tmp_path, ".meta") == [10]  # the damaged one is swept away
     save(tmp_path, 20)
     assert restored(tmp_path) == (20, 20)
+
+
+@pytest.mark.parametrize(
+    ("damage", "step"),
+    [
+        ({"x.ckpt-30.data-00000-of-00001": "x.ckpt-10.data-00000-of-00001", "x.ckpt-30.index": "x.ckpt-10.index"}, 20),
+        ({"x.ckpt-20.data-00000-of-00001": "more"}, 10),
+        ({"x.ckpt-10.index": "more"}, None),
+        ({"x.ckpt-30.index": None}, 20),
+        ({"x.ckpt.sha256": None}, None),
+        ({"x.ckpt.sha256": "more"}, 30),
+        ({"checkpoint": "more"}, 30),
+        ({"checkpoint": None}, 30),
+    ],
+)
+def test_what_was_altered_since_is_not_gone_on_with(
+    tmp_path: Path, damage: dict[str, str | None], step: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "whole", 10, 20, 30)
+    shutil.copytree(tmp_path / "whole", tmp_path / "altered")
+    for name, other in damage.items():
+        path = tmp_path / "altered" / name
+        if other is None:
+            path.unlink()
+        elif other == "more":
+            path.write_bytes(path.read_bytes() + b"more")
+        else:
+            shutil.copyfile(tmp_path / "altered" / other, path)
+    with counter(tmp_path / "altered") as (checkpoints, running, value):
+        assert checkpoints.restore(running) == step
+        assert running.run(value) == (step or 0)
+        for later in range((step or 0) + 10, 31, 10):
+            running.run(value.assign(later))
+            checkpoints.save(running, later)
+    assert ("is damaged" in capsys.readouterr().err) == (step != 30)
+    whole, altered = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("whole", "altered"))
+    assert altered == whole
+
+
+@pytest.mark.parametrize("most", [0, 1, 2])
+def test_a_kill_between_a_checkpoint_and_its_note_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    save(tmp_path / "whole", 10, 20, max_to_keep=most)
+    for step in (10, 20):
+        with counter(tmp_path / "killed", max_to_keep=most) as (checkpoints, running, value):
+            checkpoints.restore(running)
+            running.run(value.assign(step))
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(checkpoints, "_note", killed)
+                checkpoints.save(running, step)
+        assert restored(tmp_path / "killed", max_to_keep=most) == (step, step)
+    whole, after = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("whole", "killed"))
+    assert after == whole
+
+
+def test_the_note_is_what_sha256sum_checks(tmp_path: Path) -> None:
+    save(tmp_path, 10, 20, max_to_keep=1)
+    lines = (tmp_path / "x.ckpt.sha256").read_text().splitlines()
+    assert [line.partition("  ")[2] for line in lines] == ["x.ckpt-20.data-00000-of-00001", "x.ckpt-20.index"]
+    for digest, name in (line.split("  ") for line in lines):
+        assert hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() == digest
+
+
+def test_what_tensorflow_was_writing_at_a_kill_is_gone(tmp_path: Path) -> None:
+    names = ["x.ckpt.data-00000-of-00001.tempstate12", "x.ckpt.index.tempstate34", "checkpoint.tmp5f"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"half")
+    with counter(tmp_path) as (checkpoints, running, _):
+        checkpoints.save(running)
+    assert not {path.name for path in tmp_path.iterdir()}.intersection(names)
 
 
 def test_what_a_kill_left_half_written_is_swept(tmp_path: Path) -> None:

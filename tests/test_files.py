@@ -24,6 +24,35 @@ def test_only_a_regular_file_is_read(tmp_path: Path) -> None:
             files.read_regular(tmp_path / name, 4)
 
 
+def test_a_pipe_in_the_place_of_a_file_keeps_nobody_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / files.MANIFEST)
+    assert files.read_manifest(tmp_path) is None
+    for read in (files.read_json, files.sha256_file, lambda path: files.open_sealed_csv(path).__enter__()):
+        with pytest.raises(OSError, match="not a file"):
+            read(tmp_path / files.MANIFEST)
+
+
+def test_a_manifest_of_brackets_alone_is_none(tmp_path: Path) -> None:
+    (tmp_path / files.MANIFEST).write_text("[" * 200_000)
+    assert files.read_manifest(tmp_path) is None
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link", "nothing"])
+def test_whatever_is_there_is_removed(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").write_text("stays")
+    path = tmp_path / "path"
+    if kind == "folder":
+        (path / "deep").mkdir(parents=True)
+    elif kind == "link":
+        path.symlink_to(tmp_path / "kept")
+    elif kind == "file":
+        path.write_text("goes")
+    files.remove(path)
+    assert not os.path.lexists(path)
+    assert (tmp_path / "kept" / "file").exists()
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
     path = tmp_path / "value"
     files.write_atomic(path, b"old")

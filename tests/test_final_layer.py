@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -139,6 +140,33 @@ def test_a_killed_training_ends_with_the_same_bytes(packed: Path, tmp_path: Path
     assert curves[0] == curves[1]
     assert curves[0][0] == "candidate,curve,step,loss,accuracy" and len(curves[0]) > 3
     assert final_layer.train(tmp_path / "killed", packed, OPTIONS) == whole  # again, with nothing left to train
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "no folder"])
+def test_where_the_curves_are_lost_the_training_begins_anew(
+    packed: Path, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def kill(done: int, total: int) -> None:
+        if done >= 40:
+            raise KeyboardInterrupt
+
+    final_layer.train(tmp_path / "whole", packed, OPTIONS)
+    with pytest.raises(KeyboardInterrupt):
+        final_layer.train(tmp_path / "killed", packed, OPTIONS, kill)
+    curves = tmp_path / "killed" / final_layer.SUMMARIES
+    (events,) = (curves / "candidate-0/validation").glob("events*")
+    if damage == "cut":
+        os.truncate(events, 100)
+    elif damage == "gone":
+        events.unlink()
+    else:
+        shutil.rmtree(curves)
+        curves.write_text("a file")
+    final_layer.train(tmp_path / "killed", packed, OPTIONS)
+    assert "summaries is damaged; the training begins anew" in capsys.readouterr().err
+    for pattern in ("final_layer.ckpt*", "checkpoint", final_layer.CURVES):
+        whole, killed = ({path.name: path.read_bytes() for path in (tmp_path / name).glob(pattern)} for name in ("whole", "killed"))
+        assert whole == killed and whole
 
 
 def test_an_event_file_that_was_cut_is_read_up_to_there(packed: Path, tmp_path: Path) -> None:

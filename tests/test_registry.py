@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import threading
@@ -148,6 +149,33 @@ def test_where_the_pins_cannot_be_read_nothing_goes(inside: Project, capsys: pyt
             r"error: .*/exports/second/pinned is damaged, it is not UTF-8; write the versions .*, or remove it\n", capsys.readouterr().err
         )
     assert [len(registry.versions(inside.root / "exports" / data)) for data in ("first", "second")] == [3, 3]
+
+
+def test_what_is_no_version_any_more_is_named(tmp_path: Path) -> None:
+    first, second, third = (publish(tmp_path, key) for key in KEYS)
+    exports = tmp_path / "exports"
+    assert registry.problems(exports) == []
+    (first / files.MANIFEST).write_bytes(b"\0" * 100)
+    shutil.rmtree(second)
+    second.write_text("a file")
+    damaged = [f"{path} is damaged (manifest.json is missing or damaged)" for path in (first, second)]
+    assert registry.problems(exports) == damaged
+    for name in ("gone", "latest"):
+        (exports / "latest").unlink()
+        (exports / "latest").symlink_to(name)
+        assert registry.problems(exports) == [*damaged, f"{exports / 'latest'} names no version that can be read"]
+    assert third.is_dir()
+
+
+def test_a_pipe_where_a_note_belongs_keeps_nobody_waiting(tmp_path: Path) -> None:
+    version = publish(tmp_path, KEYS[0])
+    for name, read in (
+        (registry.PINNED, lambda: registry.pinned(version.parent)),
+        (registry.PENDING, lambda: registry.is_pending(version)),
+    ):
+        os.mkfifo(version.parent / name)
+        with pytest.raises(OSError, match="not a file"):
+            read()
 
 
 def test_a_version_without_its_manifest_is_not_there(tmp_path: Path) -> None:

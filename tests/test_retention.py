@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import files, retention
+from pipeline.errors import UserError
 
 DAY = 86400
 
@@ -126,3 +127,13 @@ def test_what_is_removed_is_gone(store: Store) -> None:
     assert store.unneeded(keep=1) == {}
     assert not (store.root / "runs/ExportGraph" / key_of("ca1")).exists()
     assert (store.root / "runs/ExportGraph" / key_of("ca2") / "output").is_file()
+
+
+def test_where_a_version_says_no_more_what_it_came_from_nothing_is_unneeded(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for number in (1, 2, 3):
+        store.night(number, published=number == 1)
+    assert store.unneeded(keep=1)
+    (store.exports / "a" / "0001-abc1" / files.MANIFEST).write_text("{}")
+    with pytest.raises(UserError, match=r"0001-abc1 is damaged .* remove it"):
+        store.unneeded(keep=1)

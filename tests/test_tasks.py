@@ -683,6 +683,29 @@ def test_outputs_that_are_damaged_or_gone_are_made_again_where_they_are_needed(c
             assert path.read_bytes() == data, path
 
 
+def test_what_stands_in_an_outputs_place_makes_room_and_a_damaged_live_version_is_named(copy_of_finished: Project) -> None:
+    project = copy_of_finished
+    training, exports = the_run(project, "TrainFinalLayer"), project.root / "exports/colours"
+    live = exports / os.readlink(exports / "latest")
+    shutil.rmtree(training)
+    training.write_text("a file")
+    text = (live / "manifest.json").read_text()
+    (live / "manifest.json").write_text(text.replace('"test_count": ', '"test_count": 1'))
+    for note in (training.parent.parent / "IndexImages" / ".DS_Store", next((project.root / "store/vectors").iterdir()) / ".DS_Store"):
+        note.write_bytes(b"of macOS")
+    done = project.export("--data", "colours", *FEW_STEPS, "--final-tensor-name", "scores")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert f"store/runs/TrainFinalLayer/{training.name} is damaged" in done.stderr
+    assert f"exports/colours/{live.name} is damaged (manifest.json is missing or damaged)" in done.stderr
+    assert os.readlink(exports / "latest").startswith("0002-")
+    for verbs in (("cache", "verify"), ("cache", "prune")):
+        done = project.run([sys.executable, "-m", "pipeline", *verbs])
+        assert done.returncode == 0, done.stderr
+    listed = project.run([sys.executable, "-m", "pipeline", "exports", "list"])
+    assert f"{live.name} is damaged" in listed.stderr and "0002-" in listed.stdout
+
+
 def test_a_damaged_snapshot_is_one_line_and_then_made_again(copy_of_finished: Project) -> None:
     (snapshot,) = (copy_of_finished.root / "store/snapshots").iterdir()
     lines = snapshot.read_text().splitlines(keepends=True)

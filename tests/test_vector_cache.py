@@ -169,3 +169,12 @@ def test_unused_are_the_vectors_of_other_images(cache: VectorCache, tmp_path: Pa
         path.unlink()
     vector_cache.remove(cache.path(NAME))
     assert not (tmp_path / "vectors").exists()
+
+
+def test_what_macos_leaves_in_a_folder_is_nothing_to_verify(cache: VectorCache) -> None:
+    cache.write(vector(), NAME)
+    folder = cache.path(NAME).parent.parent
+    (folder / ".DS_Store").write_bytes(b"note")
+    assert list(vector_cache.verify(folder)) == []
+    (folder / "note").write_bytes(b"note")
+    assert [path.name for path, _ in vector_cache.verify(folder)] == ["note"]

@@ -69,7 +69,8 @@ def _version(options: argparse.Namespace, default: Path | None, without_default:
     if len(found) != 1:
         known = ", ".join(path.name for path in registry.versions(folder))
         what = "is no version" if not found else "can be several versions"
-        raise UserError(f"{options.version!r} {what} of {options.data}; there are: {known}")
+        problems = "".join(f"; {problem}" for problem in registry.problems(folder))
+        raise UserError(f"{options.version!r} {what} of {options.data}; there are: {known}{problems}")
     return found[0]
 
 
@@ -91,6 +92,8 @@ def _list(options: argparse.Namespace) -> int:
             rows.append([f"{folder.name}/{version.name}", state, *made])
     for line in runs.aligned(rows):
         console.say(line)
+    for problem in (problem for folder in folders for problem in registry.problems(folder)):
+        console.warn(problem)
     return 0
 
 
