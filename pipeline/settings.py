@@ -406,7 +406,9 @@ def numbers(low: float, high: float, *, default: tuple[float, ...], **kwargs: An
             and all(isinstance(number, (int, float)) and not isinstance(number, bool) and low <= number <= high for number in value)
         )
 
-    return Numbers(convert, allows, f"a number from {low:g} to {high:g}, or several with commas between,", default=default, **kwargs)
+    return Numbers(
+        convert, allows, f"a number from {low:g} to {high:g}, or several different ones with commas between,", default=default, **kwargs
+    )
 
 
 def whole_number(low: int, high: int, **kwargs: Any) -> Checked:

@@ -48,9 +48,12 @@ URL = "[images]\nurl = http://127.0.0.1:9/x.tgz\nsha256 = 00\nbytes = 1\n"
         (URL + "fallback = mine\n", "fallback = mine in .*: it has a fallback itself; name a data set that has none"),
         (
             "[Export]\nlearning_rate = fast\n",
-            "learning_rate = fast: a number from 1e-09 to 1000, or several with commas between, is allowed",
+            "learning_rate = fast: a number from 1e-09 to 1000, or several different ones with commas between, is allowed",
         ),
-        ("[Export]\nweight_decay = 0.1,0.1\n", "weight_decay = 0.1,0.1: a number from 0 to 1000, or several"),
+        (
+            "[Export]\nweight_decay = 0.1,0.1\n",
+            "weight_decay = 0.1,0.1: a number from 0 to 1000, or several different ones with commas between, is allowed",
+        ),
         ("[Export]\noptimizer = rmsprop\n", "optimizer = rmsprop: sgd, momentum or adam is allowed"),
         ("[Export]\nhow_many_training_steps = 0\n", "how_many_training_steps = 0: a whole number from 1 to"),
         ("[Export]\nhow_many_training_steps = 1e3\n", "how_many_training_steps = 1e3: a whole number"),
