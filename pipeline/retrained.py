@@ -78,7 +78,7 @@ def load(graph: Path, names: Path, given: Description = NOTHING_SAID) -> tuple[C
         )
     except (ValueError, TypeError, KeyError, tf.errors.OpError) as error:
         raise UserError(f"{graph} cannot be used ({first_line(error)}); correct what --input-layer and --output-layer name") from None
-    classes = labels.names_in(names)
+    classes = labels.lines_in(names)  # a number that a label begins with belongs to it: retrain.py wrote none
     if (count := _outputs(loaded, described)) != len(classes):
         raise UserError(
             f"{names} has {len(classes)} labels for {count} outputs of {described.bottleneck}; name the file that goes with the graph"

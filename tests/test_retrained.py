@@ -181,6 +181,14 @@ def test_labels_that_do_not_fit_and_files_that_are_none(tmp_path: Path) -> None:
         retrained.load(graph, tmp_path / "gone.txt")
 
 
+@pytest.mark.parametrize("lines", [["0 stars", "1 star", "2 stars"], ["2 doors", "1 door", "0 doors"], ["0: a", "1: b", "2: c"]])
+def test_labels_are_taken_as_they_stand_in_the_file(tmp_path: Path, lines: list[str]) -> None:
+    graph, labels = write(tmp_path, mobilenet)
+    labels.write_text("\n".join(lines) + "\n")
+    classifier, _ = retrained.load(graph, labels)
+    assert list(classifier.labels) == lines
+
+
 def test_the_options_of_a_graph_go_with_a_graph(
     finished: Project, photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,7 +26,7 @@ def files_in(folder: Path) -> list[Path]:
 def beside(folder: Path) -> list[str]:
     """The class names that lie in ``folder``, in the order of the logits; none where there are none. Raises UserError."""
     found = files_in(folder)
-    return _inception(*found) if len(found) == 2 else names_in(found[0]) if found else []
+    return _inception(*found) if len(found) == 2 else _names_in(found[0]) if found else []
 
 
 def _text(path: Path) -> str:
@@ -36,9 +36,14 @@ def _text(path: Path) -> str:
         raise UserError(f"{path} is not written in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
 
 
-def names_in(path: Path) -> list[str]:
-    """A name a line. Where every line begins with a number, and these count the classes, they say the order."""
-    lines = [line.strip() for line in _text(path).rstrip().split("\n")]
+def lines_in(path: Path) -> list[str]:
+    """A name a line, as they stand there. Raises UserError."""
+    return [line.strip() for line in _text(path).rstrip().split("\n")]
+
+
+def _names_in(path: Path) -> list[str]:
+    """A name a line. Where every line begins with a number, and these count the classes, they say the order. Raises UserError."""
+    lines = lines_in(path)
     numbered = [re.fullmatch(r"(\d{1,6})(?:\s*:\s*|\s+)(.+)", line) for line in lines]
     numbers = {int(one[1]): one[2] for one in numbered if one}
     return [numbers[number] for number in range(len(lines))] if numbers.keys() == set(range(len(lines))) else lines
