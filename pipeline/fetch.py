@@ -328,7 +328,7 @@ def unpack(archive: Path, folder: Path, limit: int = MODEL_BYTES) -> None:
     """Unpack a tar or zip archive so that ``folder`` appears whole; a single folder at its top is left out.
 
     Plain files and folders only: names that lead out of the folder, links and devices are refused, and so is an archive
-    of more than ``limit`` bytes. Raises UserError.
+    of more than ``limit`` bytes. What a Mac adds is left out. Raises UserError.
     """
     temporary = files.beside(folder)
     temporary.mkdir(parents=True)
@@ -349,6 +349,11 @@ def unpack(archive: Path, folder: Path, limit: int = MODEL_BYTES) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def is_added_by_a_mac(name: str) -> bool:
+    """Whether a name in an archive or on a disk is that of what a Mac keeps beside each file: ``._model.pb``, ``__MACOSX/…``."""
+    return any(part == "__MACOSX" or part.startswith("._") for part in Path(name).parts)
+
+
 _ERRORS_OF_NAMES = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EINVAL, errno.EILSEQ)
 """What the names in an archive can do to a healthy disk: too long, a file where another has a folder, no letters."""
 
@@ -365,6 +370,8 @@ def _unpack_tar(archive: Path, folder: Path, limit: int) -> None:
         for member in tar:
             unpacked += member.size
             _check(archive, member.name, member.isreg() or member.isdir(), unpacked, limit)
+            if is_added_by_a_mac(member.name):
+                continue
             member.mode = 0o755 if member.isdir() else 0o644
             member.uid = member.gid = os.getuid()
             tar.extract(member, folder, set_attrs=True, numeric_owner=True, **_DATA_FILTER)
@@ -385,7 +392,8 @@ def _unpack_zip(archive: Path, folder: Path, limit: int) -> None:
             unpacked += member.file_size
             kind = stat.S_IFMT(member.external_attr >> 16)
             _check(archive, member.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR), unpacked, limit)
-            packed.extract(member, folder)
+            if not is_added_by_a_mac(member.filename):
+                packed.extract(member, folder)
 
 
 def _check(archive: Path, name: str, is_plain: bool, unpacked: int, limit: int) -> None:

@@ -429,6 +429,29 @@ def test_zip_archives_too(tmp_path: Path) -> None:
         assert not (tmp_path / name).exists()
 
 
+MADE_ON_A_MAC = {
+    "photos/red/1.jpg": b"r",
+    "photos/red/._1.jpg": b"a",
+    "./._photos": b"a",
+    ".DS_Store": b"d",
+    "__MACOSX/photos/._red": b"a",
+    "__MACOSX/._photos": b"a",
+}
+
+
+@pytest.mark.parametrize("kind", ["tgz", "zip"])
+def test_what_a_mac_adds_to_an_archive_is_left_out(tmp_path: Path, kind: str) -> None:
+    if kind == "zip":
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
+            packed.writestr("__MACOSX/", b"")
+            for name, content in MADE_ON_A_MAC.items():
+                packed.writestr(name, content)
+    else:
+        archive(tmp_path / "a.tgz", dict(MADE_ON_A_MAC))
+    fetch.unpack(tmp_path / f"a.{kind}", tmp_path / "out")
+    assert [str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*")] == ["red", "red/1.jpg"]
+
+
 def test_an_archive_too_large_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unpacks to more than 1,000 bytes"):
         fetch.unpack(archive(tmp_path / "a.tgz", {"x": b"0" * 600, "y": b"0" * 600}), tmp_path / "out", 1000)

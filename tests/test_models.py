@@ -670,11 +670,12 @@ def test_the_names_of_imagenet_are_in_their_usual_order() -> None:
     )
 
 
-def test_what_hub_leaves_beside_a_model_is_none(mobilenet: Path, tmp_path: Path) -> None:
+def test_what_hub_and_a_mac_leave_beside_a_model_is_none(mobilenet: Path, tmp_path: Path) -> None:
     folder = tmp_path / "downloaded"
     folder.mkdir()
     (folder / "mobilenet_v1_0.25_128.pb").write_bytes(frozen_member(mobilenet, "mobilenet_v1_0.25_128/frozen_graph.pb"))
     (folder / "tfhub_module.pb").write_bytes(b"\x08\x03")
+    (folder / "._mobilenet_v1_0.25_128.pb").write_bytes(b"\x00\x05\x16\x07")  # as a Mac writes them on disks of other systems
     made = [make(path, tmp_path / f"of {path.name}", AT_SIZE)[0] for path in (folder, folder / "mobilenet_v1_0.25_128.pb")]
     assert len({backbones.load(one).graph_sha256 for one in made}) == 1
 

@@ -61,7 +61,8 @@ def _read_folder(folder: Path, described: Description, scratch: Path, member: st
         return saved_model.read(folder, described, called)
     if latest := _latest_checkpoint(folder):
         return meta_graph.read(latest, described)
-    found = [path for path in sorted(folder.rglob("*")) if path.name.lower().endswith((".pb", ".meta", *KERAS)) and not _is_hub_note(path)]
+    paths = [path for path in sorted(folder.rglob("*")) if path.name.lower().endswith((".pb", ".meta", *KERAS))]
+    found = [path for path in paths if not _is_hub_note(path) and not fetch.is_added_by_a_mac(str(path.relative_to(folder)))]
     names = [str(path.relative_to(folder)) for path in found]
     wanted = [path for path, name in zip(found, names) if member in (path.name, name)]
     if member and not wanted:
