@@ -324,11 +324,13 @@ def _reason(error: BaseException) -> str:
     return innermost.splitlines()[0][:120] if innermost else type(error).__name__
 
 
-def unpack(archive: Path, folder: Path, limit: int = MODEL_BYTES) -> None:
+def unpack(archive: Path, folder: Path, limit: int = MODEL_BYTES) -> str:
     """Unpack a tar or zip archive so that ``folder`` appears whole; a single folder at its top is left out.
 
     Plain files and folders only: names that lead out of the folder, links and devices are refused, and so is an archive
-    of more than ``limit`` bytes. What a Mac adds is left out. Raises UserError.
+    of more than ``limit`` bytes. What a Mac adds is left out.
+
+    Returns the name of the folder at the top that was left out, empty where there was none. Raises UserError.
     """
     temporary = files.beside(folder)
     temporary.mkdir(parents=True)
@@ -341,6 +343,7 @@ def unpack(archive: Path, folder: Path, limit: int = MODEL_BYTES) -> None:
             raise UserError(f"{archive} is empty; correct the address it came from")
         top = entries[0] if len(entries) == 1 and entries[0].is_dir() else temporary
         files.move_folder(top, folder)
+        return "" if top == temporary else top.name
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in (None, *_ERRORS_OF_NAMES):
             raise

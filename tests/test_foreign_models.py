@@ -523,6 +523,52 @@ def test_one_of_several_models_in_an_archive(tmp_path: Path) -> None:
         make(path / "x.pb", tmp_path / "none")
 
 
+def checkpoints(folder: Path) -> None:
+    """Steps 0 and 1 of a training, in the form of a graph whose kernel grows."""
+    folder.mkdir()
+    with tf.Graph().as_default(), tf.Session() as running:
+        image = tf.placeholder(tf.float32, [None, SIZE, SIZE, 3], name="x")
+        kernel = tf.get_variable("kernel", initializer=weights(3, 3, 3, WIDTH))
+        tf.reduce_mean(tf.nn.relu(tf.nn.conv2d(image, kernel, strides=2, padding="SAME")), [1, 2], name="features")
+        saver, growing = tf.train.Saver(), kernel.assign_add(tf.ones_like(kernel))
+        running.run(tf.global_variables_initializer())
+        for step in range(2):
+            saver.save(running, str(folder / "m.ckpt"), global_step=step)
+            running.run(growing)
+
+
+def graph_made(model: Path, tmp_path: Path) -> str:
+    folder, _ = make(model, tmp_path)
+    found = backbones.load(folder).graph_sha256
+    shutil.rmtree(folder)
+    return found
+
+
+def test_one_of_several_checkpoints_in_an_archive(tmp_path: Path) -> None:
+    """Not the last one, where another is named; and none where there is none of that name."""
+    checkpoints(tmp_path / "training")
+    kept = Path(shutil.make_archive(str(tmp_path / "kept"), "gztar", tmp_path, "training"))
+    first, last = (graph_made(tmp_path / "training" / f"m.ckpt-{step}", tmp_path) for step in range(2))
+    assert first != last
+    assert graph_made(kept, tmp_path) == graph_made(kept / "training", tmp_path) == last
+    for member in ("m.ckpt-0.meta", "m.ckpt-0", "training/m.ckpt-0", "training/m.ckpt-0.meta"):
+        assert graph_made(kept / member, tmp_path) == first
+    with pytest.raises(UserError, match=r"holds no model 'nonsense.meta'; it holds: m.ckpt-0.meta, m.ckpt-1.meta"):
+        make(kept / "nonsense.meta", tmp_path)
+
+
+def test_a_saved_model_in_an_archive_goes_by_its_file_or_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "all").mkdir()
+    saved_model_v1(tmp_path / "all" / "saved", tmp_path / "written")
+    at_the_top = Path(shutil.make_archive(str(tmp_path / "one"), "zip", tmp_path / "all", "saved"))
+    (tmp_path / "all" / "older.pb").write_bytes(b"")
+    below = Path(shutil.make_archive(str(tmp_path / "both"), "zip", tmp_path / "all"))
+    names = [at_the_top / "saved", at_the_top / "saved_model.pb", below / "saved", below / "saved" / "saved_model.pb"]
+    assert len({graph_made(path, tmp_path) for path in (at_the_top, *names)}) == 1
+    with pytest.raises(UserError, match=r"holds no model 'other.pb'; it holds: saved_model.pb"):
+        make(at_the_top / "other.pb", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("content", "names"),
     [

@@ -42,8 +42,9 @@ def read(path: Path, described: Description, scratch: Path, member: str = "", ca
         return _read_folder(path, described, scratch, member, called)
     if name.endswith(ARCHIVES):
         with tempfile.TemporaryDirectory(dir=scratch) as temporary:
-            fetch.unpack(path, Path(temporary) / path.name)
-            return _read_folder(Path(temporary) / path.name, described, scratch, member, called)
+            top = fetch.unpack(path, unpacked := Path(temporary) / path.name)
+            inside = "" if member == top else member.removeprefix(f"{top}/")
+            return _read_folder(unpacked, described, scratch, inside, called)
     if name == "saved_model.pb":
         return saved_model.read(path.parent, described, called)
     if name.endswith(".pb"):
@@ -56,15 +57,15 @@ def read(path: Path, described: Description, scratch: Path, member: str = "", ca
 
 
 def _read_folder(folder: Path, described: Description, scratch: Path, member: str, called: str) -> Frozen:
-    """The one model in a folder, or in the only folder below it that has one."""
-    if (folder / "saved_model.pb").is_file():
+    """The one model in a folder, or in the only folder below it that has one; of several the ``member``."""
+    if not member and (folder / "saved_model.pb").is_file():
         return saved_model.read(folder, described, called)
-    if latest := _latest_checkpoint(folder):
+    if not member and (latest := _latest_checkpoint(folder)):
         return meta_graph.read(latest, described)
     paths = [path for path in sorted(folder.rglob("*")) if path.name.lower().endswith((".pb", ".meta", *KERAS))]
     found = [path for path in paths if not _is_hub_note(path) and not fetch.is_added_by_a_mac(str(path.relative_to(folder)))]
     names = [str(path.relative_to(folder)) for path in found]
-    wanted = [path for path, name in zip(found, names) if member in (path.name, name)]
+    wanted = _named(member, dict(zip(names, found))) if member else []
     if member and not wanted:
         raise UserError(f"{folder.name} holds no model {member!r}; it holds: {', '.join(names[:6]) or 'none'}")
     wanted = wanted or [path for path in found if path.name == "saved_model.pb"] or found
@@ -78,6 +79,13 @@ def _read_folder(folder: Path, described: Description, scratch: Path, member: st
     result = read(wanted[0], described, scratch, called=called)
     result.guessed += guessed
     return result
+
+
+def _named(member: str, models: dict[str, Path]) -> list[Path]:
+    """Those of ``models`` that are called ``member``, or else that end so; ``x.meta`` is ``x``, too, and ``x/saved_model.pb`` is ``x``."""
+    said = {path: (name, name.removesuffix("/saved_model.pb").removesuffix(".meta")) for name, path in models.items()}
+    exactly = [path for path, names in said.items() if member in names]
+    return exactly or [path for path, names in said.items() if any(name.endswith(f"/{member}") for name in names)]
 
 
 def _is_hub_note(path: Path) -> bool:
