@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import backbones, images
-from pipeline.backbones.graphs import node_of
+from pipeline.backbones.graphs import node_of, type_fed
 from pipeline.errors import BadImage, UserError
 from pipeline.images import AS_IT_IS
 from pipeline.machine import computes_bfloat16, has_nvidia, usable_cores
@@ -143,6 +143,8 @@ def _through(network: tf.GraphDef, given: str, photos: list[tf.Tensor], output: 
     Each goes alone through the early layers, whose wide maps leave a core's cache otherwise, and all go together through
     the later ones, whose many weights are then read once for all: on a CPU a tenth less time than either way.
     """
+    kind = _type_of(network, given)
+    photos = [_as_type(photo, kind) for photo in photos]
     first = given
     if len(photos) > 1 and (waist := _waist(network, given, photos[0].shape, output)):
         early = tf.graph_util.extract_sub_graph(_fed(network, given), [node_of(waist)])
@@ -159,7 +161,7 @@ def _waist(network: tf.GraphDef, given: str, shape: tf.TensorShape, output: str)
         shape: of what goes into the network as ``given``, [images, size, size, 3].
     """
     with tf.Graph().as_default() as graph:
-        image = tf.placeholder(tf.float32, shape)
+        image = tf.placeholder(_type_of(network, given), shape)
         tf.import_graph_def(network, {given: image}, [output], name="")
     operations = graph.get_operations()  # in an order in which each comes after what it takes
     last_use = {tensor.name: place for place, operation in enumerate(operations) for tensor in operation.inputs}
@@ -196,7 +198,7 @@ def of_graph(
     """A frozen graph as a Network.
 
     Args:
-        given: the tensor that takes the images, float32 [batch, size, size, 3] of (pixels - mean) / std.
+        given: the tensor that takes the images, [batch, size, size, 3] of (pixels - mean) / std, in whatever type it declares.
         output: the tensor that comes out, [batch, width].
         half_pixel_centers: how photos are resized, see ``images.decode_and_resize``.
         batch: as of ``load``.
@@ -221,8 +223,17 @@ def _fed(graph: tf.GraphDef, given: str) -> tf.GraphDef:
         if f"{node.name}:0" == given:
             node.Clear()
             node.name, node.op = node_of(given), "Placeholder"
-            node.attr["dtype"].type = tf.float32.as_datatype_enum
+            node.attr["dtype"].type = _type_of(graph, given).as_datatype_enum
     return fed
+
+
+def _type_of(graph: tf.GraphDef, given: str) -> tf.DType:
+    return next(type_fed(node) for node in graph.node if node.name == node_of(given))
+
+
+def _as_type(photos: tf.Tensor, kind: tf.DType) -> tf.Tensor:
+    """Photos as the type that the network takes; whole pixels are the nearest ones."""
+    return tf.saturate_cast(tf.round(photos), kind) if kind.is_integer else tf.cast(photos, kind)
 
 
 def decoder(size: int) -> Callable[[bytes], np.ndarray]:

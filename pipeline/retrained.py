@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline import export, images, network
 from pipeline.backbones import formats, frozen, labels
 from pipeline.backbones.frozen import NOTHING_SAID, Description
-from pipeline.backbones.graphs import Wiring, node_of, tensor_name
+from pipeline.backbones.graphs import Wiring, dimensions, node_of, tensor_name, type_fed
 from pipeline.backbones.guess import is_image, range_of, size_of
 from pipeline.classifier import Classifier
 from pipeline.errors import BadImage, UserError, first_line
@@ -100,8 +100,9 @@ def _described(wiring: Wiring, given: Description) -> tuple[Description, _Known 
     known = next(
         (one for one in _KNOWN if one.node in wiring.nodes and node_of(given.input or one.input.input) == node_of(one.input.input)), None
     )
-    described = given.or_else(known.input if known else NOTHING_SAID)
-    image = wiring.nodes[node_of(described.input or _only(wiring, "--input-layer"))]
+    image = wiring.nodes[node_of(given.input or (known.input.input if known else _only(wiring, "--input-layer")))]
+    _refuse_other_images(image)
+    described = _of_whole_pixels(image, given).or_else(known.input if known else NOTHING_SAID)
     wiring.start_at(image.name)
     output = node_of(described.logits) or (FINAL_RESULT if FINAL_RESULT in wiring.nodes else _only(wiring, "--output-layer"))
     if output not in wiring.reached:
@@ -113,6 +114,33 @@ def _described(wiring: Wiring, given: Description) -> tuple[Description, _Known 
     guessed = Description(input=image.name, bottleneck=output, size=size, mean=mean, std=std)
     described = replace(described, bottleneck=output, logits="", size=size).or_else(guessed)
     return replace(described, input=tensor_name(described.input), bottleneck=tensor_name(output)), known
+
+
+def _refuse_other_images(image: tf.NodeDef) -> None:
+    """Raise UserError where a placeholder declares what is no image, or not square, or not of three colours behind height and width."""
+    kind, shape = type_fed(image), dimensions(image) or []
+    if not kind.is_floating and not (kind.is_integer and kind.max >= 255):
+        raise UserError(f"{image.name} takes {kind.name}, wanted are numbers from 0 to 255; name another --input-layer, or another graph")
+    if len(shape) != 4:
+        return
+    _, height, width, colours = shape
+    is_square = height == width or -1 in (height, width)
+    if not is_square or colours not in (-1, 3) or (height == 3 and width != 3):  # 3 in front are the colours
+        words = ", ".join("any" if size == -1 else str(size) for size in shape[1:])
+        raise UserError(
+            f"{image.name} takes (batch, {words}), wanted is (batch, size, size, 3); name another --input-layer, or another graph"
+        )
+
+
+def _of_whole_pixels(image: tf.NodeDef, given: Description) -> Description:
+    """What is ``given``, with the range of pixels where a placeholder takes them as whole numbers. UserError if another is given."""
+    kind = type_fed(image)
+    if not kind.is_integer:
+        return given
+    for flag, value, only in (("--input-mean", given.mean, 0), ("--input-std", given.std, 1)):
+        if value not in (None, only):
+            raise UserError(f"{flag} = {value:g}: {image.name} takes whole pixels ({kind.name}), for which it is {only}; leave it out")
+    return replace(given, mean=0.0, std=1.0)
 
 
 def _only(wiring: Wiring, flag: str) -> str:

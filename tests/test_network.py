@@ -93,6 +93,21 @@ def test_where_a_network_is_narrow(around: bool, waist: str | None) -> None:
     assert network._waist(graph.as_graph_def(), "image:0", tf.TensorShape([1, 32, 32, 3]), "bottleneck:0") == waist
 
 
+def test_a_network_takes_photos_as_the_type_that_it_declares(pictures: list[bytes]) -> None:
+    """Also with its early layers on each photo alone."""
+
+    def of(kind: tf.DType) -> network.Network:
+        with tf.Graph().as_default() as graph:
+            image = tf.cast(tf.placeholder(kind, [None, 32, 32, 3], name="image"), tf.float32)
+            end = convolved(convolved(convolved(image, 8, "wide"), 2, "narrow"), 1, "narrower")
+            tf.reduce_mean(end, [1, 2], name="bottleneck")
+        assert network._waist(graph.as_graph_def(), "image:0", tf.TensorShape([1, 32, 32, 3]), "bottleneck:0") == "narrow:0"
+        return network.of_graph(graph.as_graph_def(), given="image:0", output="bottleneck:0", size=32, batch=2)
+
+    for kind in (tf.uint8, tf.int32, tf.float16, tf.float64):
+        assert relative(of(kind)(pictures[0]), of(tf.float32)(pictures[0])) < 1e-2  # whole pixels are rounded
+
+
 def test_a_vector_does_not_depend_on_the_photos_beside_it(backbone_folder: Path, pictures: list[bytes]) -> None:
     loaded = network.load(backbone_folder)
     together = loaded.vectors(pictures[:4], [images.AS_IT_IS] * 4)

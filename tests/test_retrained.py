@@ -48,6 +48,23 @@ def of_nobody() -> None:
     final_layer(tf.placeholder(tf.float32, [None, None, None, 3], name="mine"), "scores")
 
 
+def of_type(kind: tf.DType, name: str = "input") -> Callable[[], None]:
+    def build() -> None:
+        final_layer(tf.cast(tf.placeholder(kind, [None, 64, 64, 3], name=name), tf.float32) / 255)
+
+    return build
+
+
+def of_shape(*shape: int | None, name: str = "input") -> Callable[[], None]:
+    """Images of another shape, in a graph that could be run on photos all the same, as if colours were so many grey images."""
+
+    def build() -> None:
+        pixels = tf.reshape(tf.placeholder(tf.float32, shape, name=name), [-1, 32, 32, 1])
+        final_layer(tf.tile(pixels, [1, 1, 1, 3]))
+
+    return build
+
+
 def of_two_outputs() -> None:
     pixels = tf.placeholder(tf.float32, [1, 64, 64, 3], name="input")
     final_layer(pixels, "first")
@@ -57,6 +74,9 @@ def of_two_outputs() -> None:
 def reading_a_file() -> None:
     beside = tf.strings.length(tf.io.read_file("/etc/hostname"))
     final_layer(tf.placeholder(tf.float32, [1, 64, 64, 3], name="input") + tf.cast(beside, tf.float32))
+
+
+SHAPE = "wanted is (batch, size, size, 3); name another --input-layer, or another graph"
 
 
 def write(folder: Path, build: Callable[[], None]) -> tuple[Path, Path]:
@@ -125,6 +145,21 @@ def test_the_first_name_of_the_input_of_inception_is_understood(tmp_path: Path, 
     np.testing.assert_allclose(scores(classifier, photo), by_the_graph_itself(graph, photo, "DecodeJpeg/contents:0"), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["input", "Placeholder", "mine"])
+@pytest.mark.parametrize("kind", [tf.uint8, tf.int32], ids=lambda kind: kind.name)
+def test_a_graph_of_whole_pixels_gets_them_as_they_are(tmp_path: Path, photo: Path, kind: tf.DType, name: str) -> None:
+    """Also where a name is known whose images have another range."""
+    classifier, words = retrained.load(*write(tmp_path, of_type(kind, name)), Description(std=1))
+    assert f"{name}:0 takes 64 pixels a side, (x - 0) / 1;" in words
+    of_floats, _ = retrained.load(*write(tmp_path, of_type(tf.float32, name)), Description(mean=0, std=1))
+    np.testing.assert_allclose(scores(classifier, photo), scores(of_floats, photo), atol=2e-3)  # pixels are rounded
+
+
+def test_a_graph_of_another_precision(tmp_path: Path, photo: Path) -> None:
+    double, single = (retrained.load(*write(tmp_path, of_type(kind)))[0] for kind in (tf.float64, tf.float32))
+    np.testing.assert_allclose(scores(double, photo), scores(single, photo), atol=1e-5)
+
+
 def test_an_unknown_graph_is_used_as_it_is_said(tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     graph, labels = write(tmp_path, of_nobody)
     options = ["--input-layer", "mine", "--output-layer", "scores", "--input-size", "40", "--input-mean", "100", "--input-std", "50"]
@@ -157,6 +192,18 @@ def test_a_graph_that_does_more_than_compute_is_refused(tmp_path: Path) -> None:
         (mobilenet, ["--output-layer", "softmax"], "--output-layer = 'softmax' is not in the graph; likely are: final_result"),
         (mobilenet, ["--output-layer", "Relu"], "Relu:0 gives [16, 16, 6] numbers for an image, wanted is a row; correct --output-layer"),
         (mobilenet, ["--input-std", "0"], "--input-std = 0: no such thing is possible; leave it out to have it guessed"),
+        (
+            of_type(tf.uint8),
+            ["--input-mean", "127.5"],
+            "--input-mean = 127.5: input takes whole pixels (uint8), for which it is 0; leave it out",
+        ),
+        (of_type(tf.uint8), ["--input-std", "255"], "--input-std = 255: input takes whole pixels (uint8), for which it is 1; leave it out"),
+        (of_type(tf.int8), [], "input takes int8, wanted are numbers from 0 to 255; name another --input-layer, or another graph"),
+        (of_shape(None, 32, 32, 1), [], f"input takes (batch, 32, 32, 1), {SHAPE}"),
+        (of_shape(None, None, None, 1, name="mine"), ["--input-layer", "mine"], f"mine takes (batch, any, any, 1), {SHAPE}"),
+        (of_shape(None, 32, 64, 3), ["--input-size", "32"], f"input takes (batch, 32, 64, 3), {SHAPE}"),
+        (of_shape(None, 3, 32, 32), [], f"input takes (batch, 3, 32, 32), {SHAPE}"),
+        (of_shape(None, 3, None, None), ["--input-size", "32"], f"input takes (batch, 3, any, any), {SHAPE}"),
         (of_two_outputs, [], "the graph's output cannot be guessed among first, second; say it with --output-layer NAME"),
         (of_nobody, [], "the graph does not say how large the images are that mine takes; say it with --input-size PIXELS"),
     ],

@@ -129,6 +129,13 @@ def dimensions(node: tf.NodeDef) -> list[int] | None:
     return [dimension.size for dimension in node.attr["shape"].shape.dim]
 
 
+def type_fed(node: tf.NodeDef) -> tf.DType:
+    """The type of what is fed for a node: a placeholder says it, and anything else is fed as float32."""
+    from pipeline.tensorflow_v1 import tf
+
+    return tf.as_dtype(node.attr["dtype"].type) if node.op.startswith("Placeholder") else tf.float32
+
+
 def _closure(start: str, following: Callable[[str], Iterable[str]]) -> set[str]:
     found, pending = {start}, [start]
     while pending:
