@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import files
-from pipeline.dataset import Photo, in_order, readable, shortened
+from pipeline.dataset import TESTING, Photo, in_order, readable, shortened
 
 PHOTOS = "photos.csv.gz"
 """In a version: its photos. So what changed is known when the store was pruned, too."""
@@ -48,6 +48,14 @@ def each_photo(path: Path) -> Iterator[Photo]:
         next(rows, None)
         for name, label, sha256, split in rows:
             yield Photo(name, label, sha256, split=split)
+
+
+def learned(version: Path, photos: Iterable[Photo]) -> int:
+    """How many of these photos the classifier in ``version`` was trained on, or chosen with; 0 where it does not say."""
+    if not (version / PHOTOS).is_file():
+        return 0
+    known = {photo.sha256 for photo in each_photo(version / PHOTOS) if photo.split != TESTING}
+    return sum(photo.sha256 in known for photo in photos)
 
 
 @dataclass

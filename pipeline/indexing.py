@@ -153,7 +153,7 @@ def split(photos: Photos, *, testing_percentage: float, validation_percentage: f
 
     What decides is the name before ``_nohash_`` where a photo has one (as in TensorFlow's retrain.py: pictures of one
     object stay together), else its content. Photos with one content, or one such name, form a group that is never torn.
-    A class that would be without one of the splits lends it its group of the lowest rank.
+    A class that would be without one of the splits lends it its group of the lowest rank, until another one comes.
 
     Raises UserError for a class with fewer groups than splits.
     """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline import changes, dataset, files, report, scan
+from pipeline import dataset, files, report, scan
 from pipeline.console import Report
 from pipeline.dataset import Photo, Photos, readable
 from pipeline.errors import DataMissing, UserError
@@ -39,14 +39,6 @@ def labelled(version: Path, images: Path) -> Photos:
                 "rename the folder, or move it away"
             )
     return photos
-
-
-def learned(version: Path, photos: Sequence[Photo]) -> int:
-    """How many of these photos the classifier in ``version`` was trained on, or chosen with; 0 where it does not say."""
-    if not (version / changes.PHOTOS).is_file():
-        return 0
-    known = {photo.sha256 for photo in changes.each_photo(version / changes.PHOTOS) if photo.split != dataset.TESTING}
-    return sum(photo.sha256 in known for photo in photos)
 
 
 def evaluate(version: Path, classifier: Classifier, images: Path, photos: Sequence[Photo], out: Path, progress: Report) -> dict[str, Any]:

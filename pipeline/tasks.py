@@ -60,6 +60,9 @@ if TYPE_CHECKING:
 CHECKING = "pipeline.export.agreement"
 """What the process that checks an export loads. It is started first in a step, while it can be a fork that TensorFlow has not run in."""
 
+MOST_LEARNED = 0.1
+"""The share of the test photos that a layer to start from may have learned from: some change sides where a class is small."""
+
 
 class FolderOfPhotos(QuietTask, luigi.ExternalTask):
     """Photos that only a person can bring: the data set has no archive and its folder is not there."""
@@ -542,7 +545,22 @@ class TrainFinalLayer(_AfterCheck):
                 f"init_from = {export}: it was trained on {there.name} at {there.input_size} pixels, and this is {ours.name} at "
                 f"{ours.input_size}, another graph; name an export of the same model, at the same size"
             )
+        self._refuse_learned_tests(export)
         return final_layer.Start.read(export, manifest["labels"])
+
+    def _refuse_learned_tests(self, export: Path) -> None:
+        """Raise UserError where many test photos are none to the layer that is started from: another seed divides them otherwise."""
+        index = self.requires()[0].folder / dataset.INDEX
+        testing = [photo for photo in dataset.each_photo(index) if photo.split == dataset.TESTING]
+        learned = changes.learned(export, testing)
+        said = f"init_from = {export}: it has learned from {learned} of the {len(testing)} test photos"
+        if learned > MOST_LEARNED * len(testing):
+            raise UserError(
+                f"{said}, so that their accuracy would say nothing; divide the photos as it did "
+                "(seed, testing_percentage, validation_percentage), or name another export"
+            )
+        if learned:
+            console.warn(f"{said}; the test accuracy is that much too good at most")
 
 
 @requires(IndexImages, DownloadModel, ComputeBottlenecks, TrainFinalLayer)

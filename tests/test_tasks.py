@@ -706,6 +706,15 @@ def test_what_stands_in_an_outputs_place_makes_room_and_a_damaged_live_version_i
     assert f"{live.name} is damaged" in listed.stderr and "0002-" in listed.stdout
 
 
+def test_a_layer_that_has_learned_the_test_photos_is_nothing_to_start_from(copy_of_finished: Project) -> None:
+    project = copy_of_finished
+    before = f"exports/colours/{os.readlink(project.root / 'exports/colours/latest')}"
+    arguments = ("--data", "colours", *FEW_STEPS, "--init-from", before)
+    assert_one_line(project.export(*arguments, "--seed", "3"), 30, "has learned from", "test photos", "divide the photos as it did")
+    done = project.export(*arguments)
+    assert done.returncode == 0 and "has learned" not in done.stderr, done.stderr
+
+
 def test_a_damaged_snapshot_is_one_line_and_then_made_again(copy_of_finished: Project) -> None:
     (snapshot,) = (copy_of_finished.root / "store/snapshots").iterdir()
     lines = snapshot.read_text().splitlines(keepends=True)

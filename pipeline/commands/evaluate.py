@@ -20,7 +20,7 @@ def add(verbs: Verbs) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from pipeline import dataset, new_photos, runs, settings
+    from pipeline import changes, dataset, new_photos, runs, settings
 
     version, images = settings.export_named(options.classifier), Path(options.images).expanduser()
     photos = new_photos.labelled(version, images)
@@ -42,7 +42,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         f"accuracy {100 * figures['accuracy']:.1f} % ({figures['correct']} of {figures['count']} photos, "
         f"95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
     )
-    if learned := new_photos.learned(version, photos):
+    if learned := changes.learned(version, photos):
         console.warn(f"it has learned from {learned} of these photos: figures on them are better than on photos that it never saw")
     if left_out := len(photos) - figures["count"]:
         console.say(f"left out {left_out}, listed with the reasons in {shown(out.resolve() / dataset.SKIPPED)}")
