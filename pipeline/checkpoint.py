@@ -91,13 +91,8 @@ class Checkpoints:
         Returns None, with nothing restored, where there is none.
         """
         steps = self._whole()
-        while steps:
-            try:
-                self._saver.restore(session, self._path(steps[-1]))
-            except _UNREADABLE:
-                steps.pop()
-            else:
-                break
+        while steps and not self._restores(session, steps[-1]):
+            self._say_damaged(steps.pop())
         if self._max_to_keep:  # a new Saver knows of no older steps, and would never delete them
             self._saver.recover_last_checkpoints([self._path(step) for step in steps])
         self._sweep(steps)
@@ -116,6 +111,18 @@ class Checkpoints:
     def _path(self, step: int) -> str:
         return f"{self._prefix}-{step}"
 
+    def _restores(self, session: tf.Session, step: int) -> bool:
+        """Restore a checkpoint, if it can be read and is that of its name: one that a kill kept from being noted may be another's."""
+        try:
+            self._saver.restore(session, self._path(step))
+            reader = tf.train.load_checkpoint(self._path(step))
+            return not reader.has_tensor("global_step") or int(reader.get_tensor("global_step")) == step
+        except _UNREADABLE:
+            return False
+
+    def _say_damaged(self, step: int) -> None:
+        console.warn(f"{self._path(step)} is damaged; what came after the checkpoint before it is computed again")
+
     def _whole(self) -> list[int]:
         """The steps of the newest checkpoints, oldest first, up to one that was damaged.
 
@@ -130,7 +137,7 @@ class Checkpoints:
             if not names and step == steps[-1] and (noted or number == 0):
                 continue  # a kill came between the newest and its note
             if not names or not all(map(self._is_whole, names)):
-                console.warn(f"{self._path(step)} is damaged; what came after the checkpoint before it is computed again")
+                self._say_damaged(step)
                 return steps[:number]
         return steps
 

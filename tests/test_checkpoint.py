@@ -153,6 +153,24 @@ def test_a_kill_between_a_checkpoint_and_its_note_loses_nothing(tmp_path: Path, 
     assert after == whole
 
 
+def test_one_that_was_copied_over_another_before_its_note_is_not_gone_on_with(tmp_path: Path) -> None:
+    with tf.Graph().as_default(), session(threads=1) as running:
+        step = tf.train.get_or_create_global_step()
+        running.run(tf.global_variables_initializer())
+        checkpoints = Checkpoints(tmp_path, "x.ckpt")
+        for number in (10, 20):
+            running.run(step.assign(number))
+            checkpoints.save(running, number)
+        note = (tmp_path / "x.ckpt.sha256").read_bytes()
+        running.run(step.assign(30))
+        checkpoints.save(running, 30)
+        (tmp_path / "x.ckpt.sha256").write_bytes(note)
+        for ending in ("index", "data-00000-of-00001"):
+            shutil.copyfile(tmp_path / f"x.ckpt-10.{ending}", tmp_path / f"x.ckpt-30.{ending}")
+        assert checkpoints.restore(running) == 20
+        assert running.run(step) == 20
+
+
 def test_the_note_is_what_sha256sum_checks(tmp_path: Path) -> None:
     save(tmp_path, 10, 20, max_to_keep=1)
     lines = (tmp_path / "x.ckpt.sha256").read_text().splitlines()
