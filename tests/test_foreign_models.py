@@ -15,7 +15,7 @@ from conftest import Project, make_photos
 from small_models import CLASSES, SIZE, WIDTH, assert_same, images, make, vectors, weights
 
 from pipeline import backbones
-from pipeline.backbones import allowed_ops, labels
+from pipeline.backbones import allowed_ops, hub_cache, labels
 from pipeline.backbones.frozen import Description
 from pipeline.errors import UserError
 from pipeline.tensorflow_v1 import session, tf, tf2
@@ -339,6 +339,31 @@ def test_a_saved_model_of_whole_pixels(tmp_path: Path) -> None:
     folder, guessed = make(tmp_path / "saved", tmp_path)
     assert any("(the model takes whole pixels)" in line for line in guessed)
     assert_same(folder, module.pooled(np.round(images()) / 255).numpy())
+    with pytest.raises(UserError, match="model_mean = 0, model_std = 255, but the model takes whole pixels, .*; leave both out"):
+        make(tmp_path / "saved", tmp_path / "normalised", UNIT)
+
+
+def test_hubs_values_from_0_to_1_are_not_for_whole_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would be rounded to 0 and 1, and all photos look alike."""
+    module = Embedding()
+    function = tf2.function(lambda x: module.pooled(tf2.cast(x, tf2.float32) / 255))
+    spec = tf2.TensorSpec([None, SIZE, SIZE, 3], tf2.uint8)
+    monkeypatch.setenv("TFHUB_CACHE_DIR", str(tmp_path / "cache"))
+    handle = "https://tfhub.dev/of/whole_pixels/1"
+    tf2.saved_model.save(module, str(hub_cache.place(handle)), signatures=function.get_concrete_function(spec))
+    folder, guessed = make(handle, tmp_path)
+    assert any("(the model takes whole pixels)" in line for line in guessed)
+    assert_same(folder, module.pooled(np.round(images()) / 255).numpy())
+
+
+def test_a_keras_model_of_whole_pixels_is_not_normalised(tmp_path: Path) -> None:
+    layers, given = keras.layers, keras.Input((SIZE, SIZE, 3), dtype="uint8")
+    pooled = layers.GlobalAveragePooling2D()(layers.Conv2D(WIDTH, 3, 2)(layers.Rescaling(1 / 127.5, -1)(given)))
+    model = keras.Model(given, pooled)
+    model.save(tmp_path / "model.keras")
+    assert_same(make(tmp_path / "model.keras", tmp_path)[0], model(np.round(images()).astype(np.uint8)).numpy())
+    with pytest.raises(UserError, match=r"model_mean = 127.5, model_std = 127.5, but the model takes whole pixels"):
+        make(tmp_path / "model.keras", tmp_path / "normalised", Description(mean=127.5, std=127.5))
 
 
 def test_a_call_is_taken_as_it_is_without_training(tmp_path: Path) -> None:

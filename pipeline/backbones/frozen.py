@@ -31,6 +31,7 @@ class Description:
         logits: tensor with the logits of the classes it was trained on.
         size: pixels a side.
         mean, std: pixels in 0..255 are normalised by (x - mean) / std.
+        usual_range: the mean and std by custom where the model comes from; for an input of floats of which nothing else is said.
     """
 
     input: str = ""
@@ -39,6 +40,7 @@ class Description:
     size: int = 0
     mean: float | None = None
     std: float | None = None
+    usual_range: tuple[float, float] | None = None
 
     def or_else(self, other: Description) -> Description:
         """This description, with what is empty taken from another."""
@@ -49,6 +51,7 @@ class Description:
             self.size or other.size,
             other.mean if self.mean is None else self.mean,
             other.std if self.std is None else self.std,
+            self.usual_range or other.usual_range,
         )
 
 

@@ -13,7 +13,7 @@ from pipeline.backbones.graphs import Wiring, dimensions, node_of, tensor_name
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from pipeline.backbones.frozen import Frozen
+    from pipeline.backbones.frozen import Description, Frozen
     from pipeline.tensorflow_v1 import tf
 
 _RESHAPING = ("Identity", "IdentityN", "Reshape", "Squeeze", "ExpandDims", "StopGradient", "Snapshot")
@@ -56,10 +56,7 @@ def completed(frozen: Frozen) -> Frozen:
             raise UserError("the model's graph does not say its input size; say it with model_size = PIXELS")
         given = replace(given, size=size)
         guessed.append(f"model_size = {size}")
-    if given.mean is None or given.std is None:
-        mean, std, why = range_of(wiring, wiring.nodes[node_of(given.input)])
-        given = replace(given, mean=mean if given.mean is None else given.mean, std=std if given.std is None else given.std)
-        guessed.append(f"model_mean = {given.mean:g}, model_std = {given.std:g} ({why})")
+    given = _with_range(given, wiring, guessed)
     given = replace(given, input=tensor_name(given.input), bottleneck=tensor_name(given.bottleneck), logits=tensor_name(given.logits))
     return replace(frozen, description=given, guessed=guessed)
 
@@ -217,17 +214,40 @@ _MOVING_PIXELS = (
     *("StridedSlice", "GatherV2", "ResizeBilinear", "ResizeBicubic", "ResizeArea", "ResizeNearestNeighbor"),
 )
 _ARITHMETIC = ("Mul", "Sub", "Add", "AddV2", "RealDiv", "Div")
+_WHOLE = (0.0, 1.0, "the model takes whole pixels")
 _PIXELS = (0.0, 1.0, "the model normalises pixels by itself")
 _UNIT = (0.0, 255.0, "the model normalises values from 0 to 1 by itself")
 _UNKNOWN = (127.5, 127.5, "values from -1 to 1, as most networks take them; the model does not say: compare with how it was trained")
 
 
-def range_of(wiring: Wiring, image: tf.NodeDef) -> tuple[float, float, str]:
-    """Mean, deviation and reason, from the type of the input and the first arithmetic with a constant that is done on it."""
+def _with_range(given: Description, wiring: Wiring, guessed: list[str]) -> Description:
+    """The description with its mean and std: as said, by custom, or guessed. Raises UserError where whole pixels would be normalised."""
+    image = wiring.nodes[node_of(given.input)]
+    is_whole = _takes_whole_pixels(image)
+    if given.usual_range and not is_whole:
+        given = given.or_else(replace(given, mean=given.usual_range[0], std=given.usual_range[1]))
+    if given.mean is None or given.std is None:
+        mean, std, why = range_of(wiring, image)
+        given = replace(given, mean=mean if given.mean is None else given.mean, std=std if given.std is None else given.std)
+        guessed.append(f"model_mean = {given.mean:g}, model_std = {given.std:g} ({why})")
+    if is_whole and (given.mean, given.std) != _WHOLE[:2]:
+        raise UserError(
+            f"model_mean = {given.mean:g}, model_std = {given.std:g}, but the model takes whole pixels, which only 0 and 1 leave as they "
+            "are; leave both out"
+        )
+    return given
+
+
+def _takes_whole_pixels(image: tf.NodeDef) -> bool:
     from pipeline.tensorflow_v1 import tf
 
-    if image.op.startswith("Placeholder") and tf.as_dtype(image.attr["dtype"].type).is_integer:
-        return 0.0, 1.0, "the model takes whole pixels"
+    return image.op.startswith("Placeholder") and tf.as_dtype(image.attr["dtype"].type).is_integer
+
+
+def range_of(wiring: Wiring, image: tf.NodeDef) -> tuple[float, float, str]:
+    """Mean, deviation and reason, from the type of the input and the first arithmetic with a constant that is done on it."""
+    if _takes_whole_pixels(image):
+        return _WHOLE
     pending, seen = [image.name], {image.name}
     while pending:
         for user in wiring.users.get(pending.pop(0), []):

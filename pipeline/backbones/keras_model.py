@@ -10,6 +10,7 @@ import json
 import re
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,7 @@ def read(path: Path, described: Description) -> Frozen:
         raise UserError(f"{path} does not run on a batch of images ({first_line(error)})") from None
     graph, (given,), tensors = frozen_function(function)
     ends = {name: tensor.name for name, tensor in tensors.items()}
-    said = Description(size=described.size, mean=described.mean, std=described.std, logits=described.logits)
+    said = replace(described, input="", bottleneck="")
     known = said.or_else(Description(given, ends["bottleneck"], ends.get("logits", ""), size))
     guessed = [] if described.bottleneck else [f"model_bottleneck = {calls[_bottleneck(calls, '', path)][0].name}"]
     return Frozen(graph, known, labels.beside(path.parent), files.sha256_file(path), guessed)

@@ -20,8 +20,8 @@ from pipeline.errors import UserError, first_line
 if TYPE_CHECKING:
     from pipeline.tensorflow_v1 import tf
 
-HUB_RANGE = Description(mean=0.0, std=255.0)
-"""TensorFlow Hub's convention for images: values from 0 to 1 (https://www.tensorflow.org/hub/common_signatures/images)."""
+HUB_RANGE = Description(usual_range=(0.0, 255.0))
+"""TensorFlow Hub's convention for images of floats: values from 0 to 1 (https://www.tensorflow.org/hub/common_signatures/images)."""
 
 _FIRST = ("serving_default", "default", "image_feature_vector", "image_classification")
 _FEATURES = re.compile(r"feature|vector|embedding|bottleneck|pool", re.IGNORECASE)
