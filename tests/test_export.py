@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from conftest import make_photos
 from PIL import Image
+from small_models import SIZE, WIDTH, images, make, weights
 
 from pipeline import backbones, bottlenecks, checkpoint, dataset, export, files, final_layer, indexing, network, scan
 from pipeline.errors import UserError
@@ -306,6 +307,30 @@ def test_what_tensorflow_lite_lacks_is_refused_in_one_line(tmp_path: Path) -> No
         (tmp_path / "graph.pb").write_bytes(graph.as_graph_def().SerializeToString())
     with pytest.raises(UserError, match=r"^formats = tflite-float32: the network cannot be converted \(.+\); leave it out of formats$"):
         tflite.convert(tmp_path / "graph.pb", "final_result", "float32", lambda: [])
+
+
+@pytest.mark.parametrize("kind", tflite.TOLERANCES)
+def test_lite_of_a_network_that_takes_whole_pixels(tmp_path: Path, kind: str) -> None:
+    with tf.Graph().as_default() as graph:
+        whole = tf.cast(tf.placeholder(tf.uint8, [None, SIZE, SIZE, 3]), tf.float32) / 127.5 - 1
+        tf.reduce_mean(tf.nn.relu(tf.nn.conv2d(whole, tf.constant(weights(3, 3, 3, WIDTH)), strides=2, padding="SAME")), [1, 2])
+        (tmp_path / "whole.pb").write_bytes(graph.as_graph_def().SerializeToString())
+    backbone, _ = make(tmp_path / "whole.pb", tmp_path)
+    with tf.Graph().as_default() as graph, session(threads=1) as running:
+        encoded_images = tf.placeholder(tf.string, [None], "image_bytes")
+        image = tf.placeholder_with_default(tf.zeros([tf.size(encoded_images), SIZE, SIZE, 3]), [None, SIZE, SIZE, 3], "image")
+        given = {backbones.INPUT: image}
+        (features,) = tf.import_graph_def(backbones.load_graph(backbone, backbones.BOTTLENECK), given, [backbones.BOTTLENECK])
+        scores = tf.nn.softmax(tf.identity(features, "bottleneck"), name="final_result")
+        (tmp_path / "graph.pb").write_bytes(graph.as_graph_def().SerializeToString())
+        own = running.run(scores, {image: images(1)})
+    content = tflite.convert(tmp_path / "graph.pb", "final_result", kind, lambda: images(8))
+    interpreter = tf.lite.Interpreter(model_content=content)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], images(1))
+    interpreter.invoke()
+    found = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    np.testing.assert_allclose(found, own, atol=tflite.TOLERANCES[kind].probability or 0.1)
 
 
 # --- stop_gradient -------------------------------------------------------------------------------------------------------

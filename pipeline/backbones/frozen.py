@@ -274,11 +274,16 @@ def thaw(frozen: Frozen) -> Thawed:
 
 
 def _as_type(image: tf.Tensor, kind: int) -> tf.Tensor:
-    """The image as the type that the network takes; whole pixels are the nearest ones."""
+    """The image as the type that the network takes; whole pixels are the nearest ones in 0..255.
+
+    ``saturate_cast`` would make a ClipByValue, which TensorFlow Lite's converter does not know.
+    """
     from pipeline.tensorflow_v1 import tf
 
     dtype = tf.as_dtype(kind)
-    return tf.saturate_cast(tf.round(image), dtype) if dtype.is_integer else tf.cast(image, dtype)
+    if dtype.is_integer:
+        image = tf.minimum(tf.maximum(tf.round(image), 0.0), float(min(dtype.max, 255)))
+    return tf.cast(image, dtype)
 
 
 def _is_weights(node: tf.NodeDef) -> bool:
