@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Project, make_photos
-from small_models import CLASSES, SIZE, WIDTH, assert_same, images, make, vectors, weights
+from small_models import AT_SIZE, CLASSES, SIZE, WIDTH, assert_same, images, make, vectors, weights
 
 from pipeline import backbones
 from pipeline.backbones import allowed_ops, hub_cache, labels
@@ -389,6 +389,50 @@ def test_a_signature_with_a_switch_for_training(tmp_path: Path) -> None:
     )
     tf2.saved_model.save(module, str(tmp_path / "saved"), signatures={"serving_default": function})
     assert_same(make(tmp_path / "saved", tmp_path, UNIT)[0], module.pooled(images() / 255).numpy())
+
+
+OF_NO_PHOTO = {
+    "grey": ([None, SIZE, SIZE, 1], r"takes \(any, 32, 32, 1\); wanted is a model that takes \(batch, size, size, 3\) alone"),
+    "channels first": ([None, 3, SIZE, SIZE], r"takes \(any, 3, 32, 32\); wanted is a model that takes \(batch, size, size, 3\) alone"),
+    "wide": ([None, SIZE, 48, 3], "takes images of 32 × 48 pixels; wanted are as many rows as columns"),
+}
+
+
+def pooled_of(kind: str, images: Any) -> Any:
+    """A network of what is no photo; its kernels would also do as a grouped convolution of three channels."""
+    channels = 1 if kind == "grey" else 3
+    images = tf2.transpose(images, [0, 2, 3, 1]) if kind == "channels first" else images
+    return tf2.reduce_mean(tf2.nn.relu(tf2.nn.conv2d(images, weights(3, 3, channels, WIDTH), 2, "SAME")), [1, 2])
+
+
+@pytest.mark.parametrize("kind", OF_NO_PHOTO)
+@pytest.mark.parametrize("said", [Description(), Description(size=SIZE), Description(input="x:0", size=SIZE)], ids=["", "size", "input"])
+def test_a_frozen_graph_that_takes_no_photo_says_so(tmp_path: Path, kind: str, said: Description) -> None:
+    shape, message = OF_NO_PHOTO[kind]
+    with tf.Graph().as_default() as graph:
+        pooled_of(kind, tf.placeholder(tf.float32, shape, name="x"))
+        (tmp_path / "m.pb").write_bytes(graph.as_graph_def().SerializeToString())
+    with pytest.raises(UserError, match=f"the model {message}"):
+        make(tmp_path / "m.pb", tmp_path, said)
+
+
+@pytest.mark.parametrize("kind", OF_NO_PHOTO)
+def test_a_saved_model_that_takes_no_photo_says_so(tmp_path: Path, kind: str) -> None:
+    shape, message = OF_NO_PHOTO[kind]
+    function = tf2.function(lambda x: pooled_of(kind, x), input_signature=[tf2.TensorSpec(shape, tf2.float32)])
+    tf2.saved_model.save(tf2.Module(), str(tmp_path / "saved"), signatures=function)
+    for said in (Description(), AT_SIZE):
+        with pytest.raises(UserError, match=message):
+            make(tmp_path / "saved", tmp_path, said)
+
+
+def test_a_saved_model_of_one_size_takes_no_other(tmp_path: Path) -> None:
+    module = Embedding()
+    tf2.saved_model.save(module, str(tmp_path / "v2"), signatures=tf2.function(module.pooled, input_signature=[SPEC]))
+    saved_model_v1(tmp_path / "v1", tmp_path / "written")
+    for name in ("v1", "v2"):
+        with pytest.raises(UserError, match=f"model_size = 64, but .*/{name} takes 32 pixels a side; leave it out"):
+            make(tmp_path / name, tmp_path, Description(size=64))
 
 
 # --- Frozen graphs -----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,7 @@ def completed(frozen: Frozen) -> Frozen:
         given = replace(given, input=tensor_name(_guess_input(wiring)))
         guessed.append(f"model_input = {given.input}")
     wiring.start_at(node_of(given.input))
+    declared = size_declared(dimensions(wiring.nodes[wiring.start]), 0, "the model")
     if not given.bottleneck:
         cut, others = _guess_cut(wiring)
         given = replace(given, bottleneck=tensor_name(cut.bottleneck))
@@ -51,11 +53,10 @@ def completed(frozen: Frozen) -> Frozen:
         before = _before_softmax(wiring, node_of(given.logits))
         given = given if before == node_of(given.logits) else replace(given, logits=tensor_name(before))
     if not given.size:
-        size = size_of(wiring.nodes[node_of(given.input)])
-        if not size:
+        if not declared:
             raise UserError("the model's graph does not say its input size; say it with model_size = PIXELS")
-        given = replace(given, size=size)
-        guessed.append(f"model_size = {size}")
+        given = replace(given, size=declared)
+        guessed.append(f"model_size = {declared}")
     given = _with_range(given, wiring, guessed)
     given = replace(given, input=tensor_name(given.input), bottleneck=tensor_name(given.bottleneck), logits=tensor_name(given.logits))
     return replace(frozen, description=given, guessed=guessed)
@@ -79,8 +80,9 @@ def _guess_input(wiring: Wiring) -> str:
     """The placeholder of images: numbers in four dimensions, or in a shape that is not said, which a network works on."""
     placeholders = [node for node in wiring.nodes.values() if node.op in ("Placeholder", "PlaceholderWithDefault")]
     images = [node.name for node in placeholders if is_image(node)]
-    if not images and len(placeholders) == 1 and not dimensions(placeholders[0]):
-        return placeholders[0].name  # TensorFlow before 1.1 wrote a shape that is not known like that of a single number
+    if not images and len(placeholders) == 1 and len(dimensions(placeholders[0]) or []) in (0, 4):
+        # TensorFlow before 1.1 wrote a shape that is not known like that of a single number. What four others hold is said later.
+        return placeholders[0].name
     if len(images) > 1:
         images = [name for name in images if any(_is_layer(wiring, wiring.nodes[one]) for one in wiring.after(name))] or images
     if len(images) != 1:
@@ -106,6 +108,35 @@ def size_of(node: tf.NodeDef) -> int:
     """Pixels a side of the images that a placeholder takes; 0 where it does not say."""
     shape = dimensions(node)
     return shape[1] if shape and len(shape) == 4 and shape[1] == shape[2] and shape[1] > 0 else 0
+
+
+WANTED = "wanted is a model that takes (batch, size, size, 3) alone"
+
+
+def size_declared(shape: Sequence[int | None] | None, said: int, what: str) -> int:
+    """Pixels a side of the images in a shape that a model declares; 0 where any will do, or where no four dimensions are known.
+
+    TensorFlow would not mind: it reads three channels of one as a grouped convolution, and scales a photo to any size.
+
+    Args:
+        shape: None or -1 for a dimension that is open.
+        said: the size that the model's user says; 0 for none.
+        what: the model, in an error.
+
+    Raises UserError where the images are not (batch, size, size, 3), or not of the size that is said.
+    """
+    if shape is None or len(shape) != 4:
+        return 0
+    _, height, width, channels = (None if one == -1 else one for one in shape)
+    if channels not in (3, None):
+        known = ", ".join("any" if one in (None, -1) else str(one) for one in shape)
+        raise UserError(f"{what} takes ({known}); {WANTED}")
+    if height != width and height and width:
+        raise UserError(f"{what} takes images of {height} × {width} pixels; wanted are as many rows as columns")
+    size = height or width or 0
+    if said and size and said != size:
+        raise UserError(f"model_size = {said}, but {what} takes {size} pixels a side; leave it out")
+    return size
 
 
 # --- The bottleneck -----------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import files
-from pipeline.backbones import labels
+from pipeline.backbones import guess, labels
 from pipeline.backbones.frozen import Description, Frozen
 from pipeline.backbones.saved_model import frozen_function
 from pipeline.errors import UserError, first_line
@@ -69,15 +69,11 @@ def _image(model: Any, described: Description, path: Path) -> tuple[int, str]:
     """Pixels a side, 0 where any will do, and the type of the one input."""
     inputs = getattr(model, "inputs", None) or []
     shapes = [tuple(one.shape) for one in inputs]
-    if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][3] not in (3, None):
-        raise UserError(f"{path} takes {shapes or 'nothing known'}; wanted is a model that takes (batch, size, size, 3) alone")
-    (_, height, width, _), size = shapes[0], described.size
-    if height != width:
-        raise UserError(f"{path} takes images of {height} × {width} pixels; wanted are as many rows as columns")
-    if size and height and size != height:
-        raise UserError(f"model_size = {size}, but {path} takes {height} pixels a side; leave it out")
+    if len(shapes) != 1 or len(shapes[0]) != 4:
+        raise UserError(f"{path} takes {shapes or 'nothing known'}; {guess.WANTED}")
+    size = guess.size_declared(shapes[0], described.size, str(path))
     kind = str(getattr(inputs[0].dtype, "name", inputs[0].dtype))
-    return size or height or 0, kind if "int" in kind else "float32"
+    return described.size or size, kind if "int" in kind else "float32"
 
 
 def _note_calls(layer: Any, calls: list[tuple[Any, tf.Tensor]]) -> None:

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.backbones import labels, meta_graph
+from pipeline.backbones import guess, labels, meta_graph
 from pipeline.backbones.allowed_ops import refuse_others
 from pipeline.backbones.frozen import Description, Frozen
-from pipeline.backbones.graphs import functions_of
+from pipeline.backbones.graphs import dimensions, functions_of, node_of
 from pipeline.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -42,8 +42,9 @@ def read(folder: Path, described: Description, called: str) -> Frozen:
     is_evident = bool(names) or "classif" in called
     if not meta.object_graph_def.nodes:
         signature, outputs = _signature_v1(meta, folder)
-        known = _ends(outputs, is_evident, called)
-        known = Description(input=signature).or_else(known)
+        declared = [dimensions(node) for node in meta.graph_def.node if node.name == node_of(described.input or signature)]
+        guess.size_declared(declared[0] if declared else None, described.size, str(folder))
+        known = Description(input=signature).or_else(_ends(outputs, is_evident, called))
         if (folder / "tfhub_module.pb").is_file():
             known = known.or_else(HUB_RANGE)
         found = Frozen(meta.graph_def, described.or_else(known), names)
@@ -51,6 +52,7 @@ def read(folder: Path, described: Description, called: str) -> Frozen:
     _refuse_dangerous(meta)
     model = _load(folder)  # kept by its name, as its functions do not keep its variables
     function = _function(model, described.size, folder)
+    guess.size_declared(_shape(function), described.size, str(folder))
     graph, given, tensors = frozen_function(function)
     known = Description(input=given[0]).or_else(_ends({name: _Output.of(tensor) for name, tensor in tensors.items()}, is_evident, called))
     return Frozen(graph, described.or_else(known), names)
@@ -190,9 +192,15 @@ def _is_for_training(function: Any) -> bool:
     return any(value is True for value in (*arguments, *named.values()))
 
 
-def _size(function: Any) -> int:
+def _shape(function: Any) -> list[int | None] | None:
+    """The shape of the images that a function takes."""
     (image,) = (one for one in _inputs(function) if one.shape.rank in (None, 4))
-    return image.shape[1] or 0 if image.shape.rank else 0
+    return image.shape.as_list() if image.shape.rank else None
+
+
+def _size(function: Any) -> int:
+    shape = _shape(function)
+    return shape[1] or 0 if shape else 0
 
 
 def frozen_function(function: Any) -> tuple[tf.GraphDef, list[str], dict[str, tf.Tensor]]:
