@@ -216,6 +216,51 @@ def test_keras_a_layer_used_twice_and_outputs_by_name(tmp_path: Path) -> None:
     assert_same(folder, twice(twice(SYMMETRIC)).numpy().mean((1, 2)))
 
 
+def of_two_depths() -> tuple[Any, Any, Any]:
+    """An input, the pooling of an early layer and that of a later one."""
+    keras.utils.set_random_seed(0)
+    layers, given = keras.layers, keras.Input((SIZE, SIZE, 3))
+    first = layers.Conv2D(WIDTH, 3, 2, activation="relu")(given)
+    early = layers.GlobalAveragePooling2D(name="early_pool")(first)
+    return given, early, layers.GlobalAveragePooling2D(name="late_pool")(layers.Conv2D(9, 3, activation="relu")(first))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_several_keras_heads_the_deepest_is_taken_in_any_order(tmp_path: Path, order: int) -> None:
+    given, early, late = of_two_depths()
+    heads = [keras.layers.Dense(CLASSES, name="auxiliary")(early), keras.layers.Dense(CLASSES, name="main")(late)]
+    keras.Model(given, heads[::order]).save(tmp_path / "model.keras")
+    folder, guessed = make(tmp_path / "model.keras", tmp_path)
+    assert guessed[:2] == ["model_bottleneck = late_pool (and not early_pool)", "model_logits = main (and not auxiliary)"]
+    assert_same(folder, keras.Model(given, late)(SYMMETRIC).numpy())
+    assert_same(folder, keras.Model(given, heads[1])(SYMMETRIC).numpy(), backbones.LOGITS)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_keras_outputs_of_the_same_features_the_one_with_a_softmax_is_taken(tmp_path: Path, order: int) -> None:
+    given, _, late = of_two_depths()
+    classes = keras.layers.Dense(CLASSES, activation="softmax", name="classes")(late)
+    keras.Model(given, [classes, keras.layers.Dense(7, name="box")(late)][::order]).save(tmp_path / "model.keras")
+    folder, guessed = make(tmp_path / "model.keras", tmp_path)
+    assert "model_logits = classes (and not box)" in guessed
+    assert_same(folder, keras.Model(given, classes)(SYMMETRIC).numpy(), backbones.SOFTMAX)
+
+
+def test_which_of_several_keras_outputs_are_the_logits_can_be_said(tmp_path: Path) -> None:
+    given, _, late = of_two_depths()
+    outputs = {"colours": keras.layers.Dense(CLASSES, name="dense_1")(late), "shapes": keras.layers.Dense(7, name="dense_2")(late)}
+    keras.Model(given, outputs).save(tmp_path / "model.keras")
+    folder, guessed = make(tmp_path / "model.keras", tmp_path)
+    assert "no model_logits (any of colours, shapes may be meant)" in guessed
+    assert backbones.load(folder).classes == 0
+    for name, own in (("shapes", "shapes"), ("dense_2", "shapes"), ("colours", "colours")):
+        folder, guessed = make(tmp_path / "model.keras", tmp_path / f"of {name}", Description(logits=name))
+        assert not any("model_logits" in line for line in guessed)
+        assert_same(folder, keras.Model(given, outputs[own])(SYMMETRIC).numpy(), backbones.LOGITS)
+    with pytest.raises(UserError, match=r"model_logits = 'sizes' is no layer of model.keras; its last layers are: .*dense_2"):
+        make(tmp_path / "model.keras", tmp_path / "none", Description(logits="sizes"))
+
+
 def test_a_keras_model_without_a_head_ends_in_its_last_images(tmp_path: Path) -> None:
     """And not in a pooling inside it, as squeeze-and-excitation does it."""
     keras.utils.set_random_seed(0)
