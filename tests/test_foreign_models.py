@@ -499,6 +499,31 @@ def test_of_several_heads_the_deepest_is_taken_and_the_others_are_named(tmp_path
     np.testing.assert_allclose(vectors(folder, images(), backbones.SOFTMAX), native(path, "probabilities:0"), rtol=1e-5, atol=1e-5)
 
 
+def of_no_softmax(kind: str, features: Any) -> Any:
+    scores = tf.matmul(features, tf.constant(weights(WIDTH, CLASSES if kind == "sigmoids" else 1)))
+    return scores if kind == "one number" else tf.sigmoid(scores)
+
+
+@pytest.mark.parametrize("kind", ["sigmoids", "one sigmoid", "one number"])
+def test_a_graph_without_a_softmax_has_no_classes_and_can_be_trained_on(tmp_path: Path, kind: str) -> None:
+    """A softmax would be sure of every photo. The names beside it need not fit."""
+    (tmp_path / "labels.txt").write_text("no\nyes\n")
+    path = graph_file(tmp_path / "m.pb", lambda x: of_no_softmax(kind, tf.reduce_mean(convolved(x), [1, 2], name="pool")))
+    folder, guessed = make(path, tmp_path)
+    assert "no classes of its own (the model ends in no softmax)" in guessed
+    assert_same(folder, native(path, "pool:0"))
+    with pytest.raises(UserError, match="m has no classifier of its own that ends in a softmax, so it cannot name a photo"):
+        backbones.class_names(folder)
+
+
+def test_a_keras_model_of_two_classes_in_one_sigmoid_has_none(tmp_path: Path) -> None:
+    given, _, late = of_two_depths()
+    keras.Model(given, keras.layers.Dense(1, activation="sigmoid")(late)).save(tmp_path / "model.keras")
+    folder, guessed = make(tmp_path / "model.keras", tmp_path)
+    assert "no classes of its own (the model ends in no softmax)" in guessed
+    assert backbones.load(folder).classes == 0
+
+
 BATCHES_OF_ONE: dict[str, Callable[[Any], Any]] = {
     "reshaped": lambda x: tf.reshape(tf.nn.avg_pool2d(convolved(x), SIZE // 2, 1, "VALID"), [1, -1], name="features"),
     "squeezed": lambda x: tf.squeeze(tf.nn.avg_pool2d(convolved(x), SIZE // 2, 1, "VALID"), name="features"),

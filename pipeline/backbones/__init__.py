@@ -427,7 +427,10 @@ def class_names(folder: Path) -> list[str]:
     """The names of the classes that the network was trained on. Raises UserError where it has none."""
     backbone = load(folder)
     if not backbone.classes:
-        raise UserError(f"{backbone.name} has no classifier of its own, so it cannot name a photo; models list shows which have one")
+        raise UserError(
+            f"{backbone.name} has no classifier of its own that ends in a softmax, so it cannot name a photo; "
+            "models list shows which have one"
+        )
     if not (folder / CLASSES).is_file():
         where = "the model's file" if is_path(backbone.source) else "a copy of it on this machine"
         raise UserError(f"{backbone.name} has {backbone.classes} classes without names; put a labels.txt beside {where} and name it again")

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.backbones.allowed_ops import refuse_others
 from pipeline.backbones.graphs import Wiring, functions_called, functions_of, node_of, value_of
-from pipeline.backbones.guess import fixed_value
+from pipeline.backbones.guess import NO_SOFTMAX, fixed_value
 from pipeline.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -265,7 +265,9 @@ def thaw(frozen: Frozen) -> Thawed:
     _keep_only_used(rest, replaced)
     found = _imported(rest, replaced, [name for name in (described.bottleneck, described.logits) if name])
     outputs = {"input": image, "bottleneck": _vectors(found[0], "bottleneck")}
-    if described.logits:
+    if described.logits and found[1].shape.rank and found[1].shape[-1] == 1:
+        frozen.guessed.append(NO_SOFTMAX)  # a softmax of one number is 1, whatever it is
+    elif described.logits:
         logits = _vectors(found[1], "logits")
         outputs |= {"logits": logits, "softmax": tf.nn.softmax(logits, name="softmax")}
     for collection, tensor in outputs.items():

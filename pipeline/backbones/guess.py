@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 _RESHAPING = ("Identity", "IdentityN", "Reshape", "Squeeze", "ExpandDims", "StopGradient", "Snapshot")
 _SOFTMAX = ("Softmax", "LogSoftmax", "Sigmoid")
+NO_SOFTMAX = "no classes of its own (the model ends in no softmax)"
+"""What is noted of a network whose scores no softmax makes into shares of one: of sigmoids, or one number alone."""
+
 _BEHIND_LOGITS = (*_RESHAPING, *_SOFTMAX, "BiasAdd", "Add", "AddV2", "Cast", "ArgMax", "Dequantize", "FakeQuantWithMinMaxVars")
 _IN_A_HEAD = (
     *_BEHIND_LOGITS,
@@ -42,16 +45,12 @@ def completed(frozen: Frozen) -> Frozen:
         guessed.append(f"model_input = {given.input}")
     wiring.start_at(node_of(given.input))
     declared = size_declared(dimensions(wiring.nodes[wiring.start]), 0, "the model")
+    end = ""
     if not given.bottleneck:
         cut, others = _guess_cut(wiring)
-        given = replace(given, bottleneck=tensor_name(cut.bottleneck))
+        end, given = cut.end, replace(given, bottleneck=tensor_name(cut.bottleneck))
         guessed.append(f"model_bottleneck = {given.bottleneck}" + (f" (and not {', '.join(others)})" if others else ""))
-        if cut.end and not given.logits:
-            given = replace(given, logits=tensor_name(_before_softmax(wiring, cut.end)))
-            guessed.append(f"model_logits = {given.logits}")
-    if given.logits:
-        before = _before_softmax(wiring, node_of(given.logits))
-        given = given if before == node_of(given.logits) else replace(given, logits=tensor_name(before))
+    given = _with_logits(given, wiring, end, guessed)
     if not given.size:
         if not declared:
             raise UserError("the model's graph does not say its input size; say it with model_size = PIXELS")
@@ -231,10 +230,19 @@ def _is_dense(wiring: Wiring, node: tf.NodeDef) -> bool:
     return node.op in ("MatMul", "BatchMatMulV2") and node_of(node.input[1]) not in wiring.reached
 
 
-def _before_softmax(wiring: Wiring, name: str) -> str:
-    """The logits, where ``name`` is what a softmax makes of them; else ``name``."""
-    softmax = wiring.back(name, lambda node: node.op in (*_RESHAPING, "ArgMax"))[-1]
-    return wiring.before(softmax) or name if wiring.nodes[softmax].op in _SOFTMAX else name
+def _with_logits(given: Description, wiring: Wiring, end: str, guessed: list[str]) -> Description:
+    """The description with what stands before the softmax that is named as its logits, or at ``end``: none before a sigmoid."""
+    name = node_of(given.logits) or end
+    if not name:
+        return given
+    last = wiring.nodes[wiring.back(name, lambda node: node.op in (*_RESHAPING, "ArgMax"))[-1]]
+    if last.op == "Sigmoid":
+        guessed.append(NO_SOFTMAX)
+        return replace(given, logits="")
+    logits = wiring.before(last.name) or name if last.op in _SOFTMAX else name
+    if not given.logits:
+        guessed.append(f"model_logits = {tensor_name(logits)}")
+    return given if logits == node_of(given.logits) else replace(given, logits=tensor_name(logits))
 
 
 # --- The range of its values --------------------------------------------------------------------------------------------
