@@ -471,6 +471,18 @@ def test_a_saved_model_that_takes_no_photo_says_so(tmp_path: Path, kind: str) ->
             make(tmp_path / "saved", tmp_path, said)
 
 
+def test_a_loop_before_the_features_is_named_as_the_likely_reason(tmp_path: Path) -> None:
+    module = Embedding()
+
+    def looped(images: Any) -> Any:
+        (halved,) = tf2.while_loop(lambda x: tf2.reduce_max(x) > 1, lambda x: (x / 2,), [tf2.nn.conv2d(images, module.kernel, 2, "SAME")])
+        return {"features": tf2.reduce_mean(halved, [1, 2])}
+
+    tf2.saved_model.save(module, str(tmp_path / "saved"), signatures=tf2.function(looped, input_signature=[SPEC]))
+    with pytest.raises(UserError, match=r"has no known shape; a loop \(tf.while_loop\) between image and features is the likely reason"):
+        make(tmp_path / "saved", tmp_path)
+
+
 def test_a_saved_model_of_one_size_takes_no_other(tmp_path: Path) -> None:
     module = Embedding()
     tf2.saved_model.save(module, str(tmp_path / "v2"), signatures=tf2.function(module.pooled, input_signature=[SPEC]))

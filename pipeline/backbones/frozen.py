@@ -333,7 +333,12 @@ def _vectors(tensor: tf.Tensor, name: str) -> tf.Tensor:
     """A tensor [batch, …, features] whose middle dimensions are 1, as float32 [batch, features]."""
     from pipeline.tensorflow_v1 import tf
 
-    dimensions = tensor.shape.as_list() if tensor.shape.rank else []
+    if tensor.shape.rank is None:
+        raise UserError(
+            f"{tensor.name} has no known shape; a loop (tf.while_loop) between image and features is the likely reason: "
+            "name a tensor before it, or export the network without it"
+        )
+    dimensions = tensor.shape.as_list()
     if len(dimensions) < 2 or None in dimensions[1:]:
         raise UserError(
             f"{tensor.name} has the shape {tensor.shape}, wanted is a vector of known width for each image; name another tensor"
