@@ -268,7 +268,7 @@ class _AfterCheck(Artifact):
 class DownloadModel(Artifact):
     """A backbone: frozen graph, checkpoint and description."""
 
-    VERSION = "2"
+    VERSION = "3"
 
     model = luigi.Parameter(
         default="efficientnet-lite0",
@@ -282,7 +282,11 @@ class DownloadModel(Artifact):
         default="", positional=False, description="tensor of the model that takes the images, if it is not guessed"
     )
     model_bottleneck = luigi.Parameter(default="", positional=False, description="tensor (of a Keras model: layer) with the features")
-    model_logits = luigi.Parameter(default="", positional=False, description="tensor with the logits of the classes it was trained on")
+    model_logits = luigi.Parameter(
+        default="",
+        positional=False,
+        description="tensor (of a Keras model: layer or output) with the logits of the classes it was trained on",
+    )
     model_size = whole_number(0, 10_000, default=0, description="pixels a side that the model takes; 0 is what it says")
     model_mean = number(-1e6, 1e6, default=None, description="pixels are normalised by (x - mean) / std")
     model_std = number(1e-6, 1e6, default=None, description="pixels are normalised by (x - mean) / std")

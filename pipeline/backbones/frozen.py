@@ -28,7 +28,7 @@ class Description:
     Attributes:
         input: tensor (or layer) that takes the images.
         bottleneck: tensor (for Keras, layer) with the features.
-        logits: tensor with the logits of the classes it was trained on.
+        logits: tensor (for Keras, layer or output) with the logits of the classes it was trained on.
         size: pixels a side.
         mean, std: pixels in 0..255 are normalised by (x - mean) / std.
         usual_range: the mean and std by custom where the model comes from; for an input of floats of which nothing else is said.
