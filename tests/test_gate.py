@@ -8,14 +8,19 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from conftest import Project, make_photos
 from scipy.stats import binom
 
-from pipeline import gate
+from pipeline import changes, dataset, evaluation, files, gate
+from pipeline.classifier import Prediction, Score
+from pipeline.console import silent
+from pipeline.dataset import Photo
 from pipeline.gate import Limits, Measured, Rival, Verdict, judge, paired, tail
 
 LIMITS = Limits(minimum_accuracy=0, margin=2, class_margin=10, significance=0.2, lost_labels=False, megabytes=0, milliseconds=0)
@@ -86,6 +91,20 @@ def test_a_class_that_falls_is_a_reason_though_the_whole_gains() -> None:
     assert found.findings[0].startswith("90.0 % against 50.0 % of 0007-x on the same 100 photos (50 better, 10 worse: a real difference")
 
 
+def test_a_fall_is_a_reason_only_where_chance_gives_it_less_often_than_the_limit() -> None:
+    groups, chance = (("ash", 4, "ash", "ash"), ("oak", 3, "yew", "oak")), tail(3, 3)
+    assert verdict(*groups, limits=within(significance=chance)).words == (
+        f"accepted: 57.1 % against 100.0 % of 0007-x on the same 7 photos (0 better, 3 worse: chance explains that, p = {chance:.2g})"
+    )
+    whole, of_class = verdict(*groups, limits=within(significance=1.01 * chance)).against
+    assert "a real difference" in whole and "oak to 0.0 % from 100.0 %" in of_class
+
+
+def test_the_class_that_falls_most_is_named_first() -> None:
+    found = verdict(("ash", 10, "ash", "ash"), ("ash", 10, "oak", "ash"), ("oak", 8, "yew", "oak"))
+    assert found.against[-1].endswith(" = 10: oak to 0.0 % from 100.0 % of 8 photos, ash to 50.0 % from 100.0 % of 20 photos")
+
+
 def test_wrong_labels_in_new_photos_do_not_hide_a_loss_on_the_old_ones() -> None:
     # The new photos are labelled wrongly, the candidate has learned that, and so it looks better on the whole.
     both = rival(("ash", 40, "ash", "ash"), ("oak", 10, "yew", "oak"), ("yew", 30, "yew", "oak"))
@@ -128,6 +147,26 @@ def test_without_photos_to_compare_on_nothing_is_published() -> None:
         "(gate = false publishes without a comparison)"
     )
     assert "left out of the comparison: 7 photos that the live model learned from, 3 of classes it does not know" in found.findings
+
+
+def test_a_photo_under_another_label_is_not_one_that_the_live_model_was_tested_on(tmp_path: Path) -> None:
+    for name in ("kept", "relabelled", "new"):
+        (tmp_path / name).write_text(name)
+    photos = [Photo(name, "oak", files.sha256_file(tmp_path / name), split=dataset.TESTING) for name in ("kept", "relabelled", "new")]
+    dataset.write_photos(tmp_path / dataset.INDEX, photos)
+    changes.write_photos(tmp_path / changes.PHOTOS, [photos[0], photos[1]._replace(label="ash")])
+    files.write_json(tmp_path / files.MANIFEST, {"labels": LABELS})
+    for split in evaluation.MEASURED:
+        np.save(tmp_path / evaluation.logits_file(split), np.eye(3))
+
+    class Live:
+        def predict(self, paths: Iterable[Path]) -> list[Prediction]:
+            return [Prediction(path, (Score("oak", 1.0),)) for path in paths]
+
+    live: Any = Live()
+    folders = [tmp_path] * 4
+    found = gate.measure_rival(*folders, LABELS, same_vectors=False, load=lambda _: live, progress=silent)
+    assert found == Rival(tmp_path.name, LABELS, ["oak"] * 3, LABELS, ["oak"] * 3, [True, False, False], learned=0, unknown=0)
 
 
 # --- As its user sees it ------------------------------------------------------------------------------------------------
