@@ -28,8 +28,10 @@ def photos(**classes: int) -> list[Photo]:
     ]
 
 
-def found(now: list[Photo], before: list[Photo], skipped: int = 0, relabelled: int = 0) -> dict[str, checks.Outcome]:
-    return {one.check: one for one in checks.of_photos(Photos(now), skipped, Before.of("0007-ab", before, relabelled), LIMITS)}
+def found(
+    now: list[Photo], before: list[Photo], skipped: int = 0, relabelled: int = 0, limits: Limits = LIMITS
+) -> dict[str, checks.Outcome]:
+    return {one.check: one for one in checks.of_photos(Photos(now), skipped, Before.of("0007-ab", before, relabelled), limits)}
 
 
 def test_what_is_fine_says_value_and_limit() -> None:
@@ -62,6 +64,15 @@ def test_what_is_not_fine_says_the_next_step(check: str, now: list[Photo], words
     outcome = found(now, photos(a=50, b=50))[check]
     assert not outcome.fine
     assert words in outcome.sentence
+
+
+def test_what_comes_just_to_its_limit_is_fine() -> None:
+    now, before = photos(a=5, b=3), photos(a=8, b=8)
+    just = Limits(photos_fall=50, class_share=12.5, relabelled=25, unreadable=20)
+    assert all(one.fine for one in found(now, before, relabelled=4, limits=just).values())
+    below = Limits(photos_fall=49.9, class_share=12.4, relabelled=24.9, unreadable=20)
+    above = [one.check for one in found(now, before, relabelled=4, limits=below).values() if not one.fine]
+    assert above == ["photos", "relabelled", "shares"]
 
 
 def test_folders_that_were_mixed_up_are_noticed() -> None:
@@ -127,6 +138,25 @@ def test_drift_is_small_for_two_samples_and_large_for_another_class(tmp_path: Pa
     assert min(outcome.classes.values()) > 0.8
     a_half = packed(tmp_path / "half", apart[::-1] * 0.5 + rng.normal(0, 1, (400, 64)), labels[::-1])
     assert 0.3 < checks.drift(a_half, one)["b"] < checks.drift(swapped, one)["b"]
+
+
+def one_feature(labels: str, count: list[int], mean: list[float], variance: list[float]) -> checks.ClassStatistics:
+    return checks.ClassStatistics("net", list(labels), np.array(count), *(np.array(values)[:, None] for values in (mean, variance)))
+
+
+def test_drift_is_measured_by_the_variance_of_a_mean_photo_and_fine_just_at_its_limit() -> None:
+    before = one_feature("ab", [12, 4], mean=[0, 0], variance=[0, 4])  # 1 for a mean photo, and no chance in the mean of a
+    now = one_feature("ab", [12, 4], mean=[0.5, 0], variance=[0, 4])
+    assert checks.drift(now, before) == {"a": 0.5, "b": 0}
+    assert checks.of_vectors(now, before, "0007-ab", 0.5).fine
+    assert not checks.of_vectors(now, before, "0007-ab", 0.49).fine
+
+
+def test_fewer_photos_on_either_side_leave_more_to_chance() -> None:
+    few, many = one_feature("a", [10], mean=[0], variance=[1]), one_feature("a", [1000], mean=[1], variance=[1])
+    more = one_feature("a", [1000], mean=[0], variance=[1])
+    assert checks.drift(few, many) == checks.drift(many, few)
+    assert checks.drift(few, many)["a"] < checks.drift(more, many)["a"] < 1
 
 
 def test_vectors_of_another_network_are_not_compared(tmp_path: Path) -> None:
