@@ -102,6 +102,43 @@ def test_the_loop_reaches_the_exact_solution(packed: Path, tmp_path: Path) -> No
     assert reached == pytest.approx(exact_loss(packed, options.weight_decay[0]), rel=2e-3)
 
 
+def trained_by_hand(packed: Path, options: final_layer.Options) -> dict[str, np.ndarray]:
+    """The values after the last step of one candidate, by momentum in float64, with the start, batches and draws of the pipeline."""
+    vectors, truth = splits(packed)[dataset.TRAINING]
+    mean, scale = batches.standardisation(bottlenecks.read_statistics(packed))
+    steps, size, seed, dropout = options.how_many_training_steps, options.train_batch_size, options.seed, options.dropout
+    (rate,), (decay,), (smoothing,) = options.learning_rate, options.weight_decay, options.label_smoothing
+    with tf.Graph().as_default(), tf.Session() as running:
+        features = options.hidden_units or WIDTH
+        drawn = running.run([tf.random.stateless_uniform([size, features], tf.constant([seed, step], tf.int64)) for step in range(steps)])
+    start = heads.initial(Shape(WIDTH, CLASSES, options.hidden_units), seed)
+    values = {name: value.astype(np.float64) for name, value in start.items()}
+    momenta = {name: np.zeros_like(value) for name, value in values.items()}
+    for draw, rows in zip(drawn, batches.batch_rows(seed, 0, steps, size, len(truth)).reshape(steps, size)):
+        x, kept = (vectors[rows] - mean) / scale, (draw >= dropout) / (1 - dropout)
+        hidden = np.maximum(x @ values["hidden_weights"].T + values["hidden_biases"], 0) if options.hidden_units else x
+        logits = (hidden * kept) @ values["weights"].T + values["biases"]
+        shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        errors = (shares - (1 - smoothing) * np.eye(CLASSES)[truth[rows]] - smoothing / CLASSES) / size
+        gradients = {"weights": errors.T @ (hidden * kept) + decay * values["weights"], "biases": errors.sum(axis=0)}
+        if options.hidden_units:
+            errors = (errors @ values["weights"]) * kept * (hidden > 0)
+            gradients |= {"hidden_weights": errors.T @ x + decay * values["hidden_weights"], "hidden_biases": errors.sum(axis=0)}
+        for name, gradient in gradients.items():
+            momenta[name] = 0.9 * momenta[name] + rate * gradient
+            values[name] = values[name] - momenta[name]
+    return values
+
+
+@pytest.mark.parametrize("hidden_units", [0, 8])
+def test_the_steps_are_those_taken_by_hand(packed: Path, tmp_path: Path, hidden_units: int) -> None:
+    options = replace(OPTIONS, weight_decay=(0.2,), label_smoothing=(0.3,), dropout=0.4, hidden_units=hidden_units)
+    final_layer.train(tmp_path, packed, options)
+    latest = checkpoint.latest(tmp_path)
+    for name, value in trained_by_hand(packed, options).items():
+        np.testing.assert_allclose(tf.train.load_variable(latest, f"final_layer/{name}"), value, rtol=0, atol=1e-4, err_msg=name)
+
+
 def test_the_best_step_is_kept_and_measured_once_on_test(packed: Path, tmp_path: Path) -> None:
     # Far too long at far too high a rate: the last step is not the best.
     options = replace(OPTIONS, how_many_training_steps=200, learning_rate=(3.0,), weight_decay=(0.0,))
@@ -347,6 +384,21 @@ def test_patience_ends_a_training_that_gets_no_better(packed: Path, tmp_path: Pa
     result = final_layer.train(tmp_path, packed, options)
     assert result.steps == result.best.best_step + 4 * OPTIONS.eval_step_interval < 2000
     assert final_layer.train(tmp_path, packed, options) == result
+
+
+def test_patience_ends_where_the_loss_stays_the_same(packed: Path, tmp_path: Path) -> None:
+    options = replace(OPTIONS, learning_rate=(0.0,), patience=2)
+    result = final_layer.train(tmp_path, packed, options)
+    assert (result.best.best_step, result.steps) == (OPTIONS.eval_step_interval, 3 * OPTIONS.eval_step_interval)
+
+
+def test_a_validation_split_in_several_pieces_is_measured_as_a_whole(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, truth = splits(packed)[dataset.VALIDATION]
+    monkeypatch.setattr(final_layer, "ROWS_AT_ONCE", len(truth) - 1)  # and one photo in a piece of its own
+    result = final_layer.train(tmp_path, packed, OPTIONS)
+    logits = evaluation.read_logits(tmp_path)[dataset.VALIDATION]
+    assert result.best.validation_loss == pytest.approx(evaluation.log_loss(logits, truth))
+    assert result.best.validation_accuracy == pytest.approx((logits.argmax(axis=1) == truth).mean())
 
 
 def test_a_candidate_that_diverges_loses_and_the_others_are_kept(packed: Path, tmp_path: Path) -> None:
