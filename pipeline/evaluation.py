@@ -288,22 +288,32 @@ def calibration(logits: np.ndarray, truth: np.ndarray, temperature: float) -> Ca
 def fit_temperature(logits: np.ndarray, truth: np.ndarray) -> float:
     """What logits have to be divided by so that their log loss is lowest (temperature scaling, Guo et al., 2017).
 
-    Newton's method on 1 / temperature, in which the loss is convex. Where all rows are named rightly, or none, the loss has
-    no minimum, and the temperature is 1.
+    Newton's method on 1 / temperature, in which the loss is convex, between bounds that close in on the minimum. The temperature
+    is 1 where there is none: the loss falls towards 0 where no row has a label more probable than its own, and towards infinity
+    where the true logits are no larger than the others on average, so that all labels alike is the best that can be said.
     """
-    right = logits.argmax(axis=1) == truth
-    if right.all() or not right.any():
+    own = np.take_along_axis(logits, truth[:, None], axis=1)[:, 0]
+    if (own >= logits.max(axis=1)).all() or own.mean(dtype=np.float64) <= logits.mean(dtype=np.float64):
         return 1.0
-    inverse = 1.0
+    low, inverse, high = 0.0, 1.0, 100.0
     for _ in range(50):
-        slope = curvature = 0.0
-        for start in range(0, len(truth), ROWS_AT_ONCE):
-            piece = logits[start : start + ROWS_AT_ONCE].astype(np.float64)
-            shares = softmax(piece * inverse)
-            means = (shares * piece).sum(axis=1)
-            slope += float((means - np.take_along_axis(piece, truth[start : start + ROWS_AT_ONCE, None], axis=1)[:, 0]).sum())
-            curvature += float((shares * (piece - means[:, None]) ** 2).sum())
-        last, inverse = inverse, min(max(inverse - slope / max(curvature, 1e-12), inverse / 2), inverse * 2, 100.0)
+        slope, curvature = _loss_by_inverse(logits, truth, inverse)
+        low, high = (low, inverse) if slope > 0 else (inverse, high)
+        newton = inverse - slope / max(curvature, 1e-12)
+        # With many classes the curvature differs so much that Newton's steps alone can go back and forth for ever.
+        last, inverse = inverse, newton if low <= newton <= high else (low + high) / 2
         if abs(inverse - last) < 1e-9 * last:
             break
     return 1 / inverse
+
+
+def _loss_by_inverse(logits: np.ndarray, truth: np.ndarray, inverse: float) -> tuple[float, float]:
+    """The first and the second derivative of the loss of all rows together by 1 / temperature."""
+    slope = curvature = 0.0
+    for start in range(0, len(truth), ROWS_AT_ONCE):
+        piece = logits[start : start + ROWS_AT_ONCE].astype(np.float64)
+        shares = softmax(piece * inverse)
+        means = (shares * piece).sum(axis=1)
+        slope += float((means - np.take_along_axis(piece, truth[start : start + ROWS_AT_ONCE, None], axis=1)[:, 0]).sum())
+        curvature += float((shares * (piece - means[:, None]) ** 2).sum())
+    return slope, curvature

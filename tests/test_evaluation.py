@@ -94,6 +94,45 @@ def test_the_temperature_is_one_where_the_loss_has_no_minimum(truth: list[int]) 
     assert evaluation.fit_temperature(np.array([[5.0, 0.0], [0.0, 5.0]]), np.array(truth)) == 1.0
 
 
+def test_the_temperature_of_what_is_no_better_than_noise_is_one() -> None:
+    """Some rows are named rightly, but the true logits are no larger than the others: the loss falls for ever with the temperature."""
+    assert evaluation.fit_temperature(np.array([[1.0, 0.0], [0.0, 1.0], [3.0, 0.0]]), np.array([0, 1, 1])) == 1.0
+    same_for_all = np.tile(np.array([0.1, 0.2, 0.7], np.float32), (3, 1))
+    assert evaluation.fit_temperature(same_for_all, np.arange(3)) == 1.0
+
+
+def test_the_temperature_is_found_where_no_row_is_named_rightly() -> None:
+    logits, truth = np.array([[1, 0.9, -5], [0.5, 1, -3], [-4, 2, 1.9]]), np.array([1, 0, 2])
+    fitted = evaluation.fit_temperature(logits, truth)
+    losses = [evaluation.log_loss(logits / t, truth) for t in (1.0, fitted * 0.99, fitted, fitted * 1.01)]
+    assert losses[2] == min(losses)
+
+
+def test_the_temperature_may_be_far_below_one(measured: tuple[np.ndarray, np.ndarray]) -> None:
+    logits, truth = measured
+    fitted = evaluation.fit_temperature(logits, truth)
+    assert evaluation.fit_temperature(logits / 40, truth) == pytest.approx(fitted / 40, rel=1e-4)
+    assert evaluation.fit_temperature(logits / 10_000, truth) == pytest.approx(0.01)
+
+
+def test_the_temperature_is_that_of_all_rows(measured: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, truth = measured
+    whole = evaluation.fit_temperature(logits, truth)
+    monkeypatch.setattr(evaluation, "ROWS_AT_ONCE", 190)
+    assert evaluation.fit_temperature(logits, truth) == pytest.approx(whole, rel=1e-9)
+
+
+@pytest.mark.parametrize("scale", [3, 7, 20])
+def test_the_temperature_is_found_among_ten_thousand_classes(scale: float) -> None:
+    """A label that is ahead of very many: a step of Newton's method that starts on one side of the minimum ends on the other."""
+    logits = np.zeros((145, 10_000))
+    logits[:, 0] = scale
+    truth = np.repeat([0, 1], [100, 45])
+    fitted = evaluation.fit_temperature(logits, truth)
+    losses = [evaluation.log_loss(logits / t, truth) for t in (fitted * 0.99, fitted, fitted * 1.01)]
+    assert losses[1] == min(losses)
+
+
 def test_equal_logits_are_ranked_as_argmax_has_it() -> None:
     logits = np.array([[1.0, 1.0, 0.0]] * 3)
     assert evaluation.ranks_of(logits, np.array([0, 1, 2])).tolist() == [0, 1, 2]
