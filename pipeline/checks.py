@@ -133,13 +133,14 @@ def _relabelled(before: Before, limit: float) -> Outcome:
 
 def _shares(classes: collections.Counter[str], before: Before, limit: float) -> Outcome:
     now, then = max(classes.total(), 1), max(sum(before.classes.values()), 1)
-    pairs = {label: (before.classes.get(label, 0) / then, classes[label] / now) for label in {*classes, *before.classes}}
-    points = {label: 100 * abs(new - old) for label, (old, new) in pairs.items()}
+    pairs = {label: (before.classes.get(label, 0), classes[label]) for label in {*classes, *before.classes}}
+    # In whole numbers up to the division, so that a change of exactly the limit is none above it.
+    points = {label: 100 * abs(new * then - old * now) / (now * then) for label, (old, new) in pairs.items()}
     worst = max(sorted(points), key=points.__getitem__)
     old, new = pairs[worst]
     sentence = (
         f"share of a class against {before.version}: at most {points[worst]:.1f} points "
-        f"({readable(worst)}, {100 * old:.1f} to {100 * new:.1f} %; limit {limit:g})"
+        f"({readable(worst)}, {100 * old / then:.1f} to {100 * new / now:.1f} %; limit {limit:g})"
     )
     fine = points[worst] <= limit
     step = "" if fine else "; look whether a batch of photos went into the wrong class, or raise class_share_limit"

@@ -77,12 +77,12 @@ class Paired:
 
 
 def tail(heads: int, tosses: int) -> float:
-    """The probability that a fair coin shows heads ``heads`` times or more often."""
-
-    def log_probability(count: int) -> float:
-        return math.lgamma(tosses + 1) - math.lgamma(count + 1) - math.lgamma(tosses - count + 1) - tosses * math.log(2)
-
-    return min(1.0, math.fsum(math.exp(log_probability(count)) for count in range(heads, tosses + 1)))
+    """The probability that a fair coin shows heads ``heads`` times or more often, in whole numbers up to the last division."""
+    ways = total = math.comb(tosses, heads)
+    for count in range(heads, tosses):
+        ways = ways * (tosses - count) // (count + 1)
+        total += ways
+    return total / 2**tosses
 
 
 def paired(candidate: Sequence[bool], live: Sequence[bool]) -> Paired:
@@ -96,16 +96,22 @@ class Measured:
     """What the gate knows of a candidate.
 
     Attributes:
-        accuracy: on all its test photos, in percent.
+        correct, photos: how many of its test photos it names rightly, and how many there are.
         labels: its classes.
         megabytes: size of its graph.
         milliseconds: for a photo; None where there is no limit.
     """
 
-    accuracy: float
+    correct: int
+    photos: int
     labels: Sequence[str]
     megabytes: float
     milliseconds: float | None
+
+    @property
+    def accuracy(self) -> float:
+        """In percent. Of the counts, since 100 times a rounded share can lie below a limit that is met exactly."""
+        return 100 * self.correct / self.photos
 
 
 @dataclass(frozen=True)

@@ -717,9 +717,8 @@ class Gate(Artifact):
                     progress=report,
                 )
         names = {field.name: getattr(self, f"gate_{field.name}") for field in dataclasses.fields(gate.Limits)}
-        measured = gate.Measured(
-            100 * says["test_accuracy"], says["labels"], (classifier.folder / export.GRAPH).stat().st_size / 1e6, milliseconds
-        )
+        megabytes = (classifier.folder / export.GRAPH).stat().st_size / 1e6
+        measured = gate.Measured(says["test_correct"], says["test_count"], says["labels"], megabytes, milliseconds)
         verdict = gate.judge(gate.Limits(**names), measured, rival)
         return {**verdict.as_json(), "words": verdict.words}
 

@@ -75,6 +75,12 @@ def test_what_comes_just_to_its_limit_is_fine() -> None:
     assert above == ["photos", "relabelled", "shares"]
 
 
+def test_a_share_that_changes_by_exactly_the_limit_is_fine() -> None:
+    outcome = found(photos(a=4, b=6), photos(a=3, b=7))["shares"]
+    assert outcome.fine
+    assert outcome.sentence.endswith("at most 10.0 points (a, 30.0 to 40.0 %; limit 10)")
+
+
 def test_folders_that_were_mixed_up_are_noticed() -> None:
     outcome = found(photos(a=50, b=50), photos(a=50, b=50), relabelled=11)["relabelled"]
     assert not outcome.fine

@@ -25,7 +25,7 @@ from pipeline.gate import Limits, Measured, Rival, Verdict, judge, paired, tail
 
 LIMITS = Limits(minimum_accuracy=0, margin=2, class_margin=10, significance=0.2, lost_labels=False, megabytes=0, milliseconds=0)
 LABELS = ["ash", "oak", "yew"]
-CANDIDATE = Measured(accuracy=90, labels=LABELS, megabytes=20, milliseconds=30)
+CANDIDATE = Measured(correct=45, photos=50, labels=LABELS, megabytes=20, milliseconds=30)
 
 
 def rival(*groups: tuple[str, int, str, str], **others: object) -> Rival:
@@ -46,6 +46,10 @@ def within(**values: object) -> Limits:
 @pytest.mark.parametrize(("heads", "tosses"), [(0, 0), (3, 3), (7, 9), (60, 100), (5200, 10_000), (0, 7)])
 def test_the_tail_of_the_coin_is_the_binomial_one(heads: int, tosses: int) -> None:
     assert tail(heads, tosses) == pytest.approx(binom.sf(heads - 1, tosses, 0.5), rel=1e-9)
+
+
+def test_a_probability_that_is_a_fraction_of_two_is_met_exactly() -> None:
+    assert (tail(3, 4), tail(4, 4), tail(2, 3), tail(9, 10)) == (5 / 16, 1 / 16, 1 / 2, 11 / 1024)
 
 
 def test_only_photos_that_one_of_two_names_rightly_tell_them_apart() -> None:
@@ -138,6 +142,12 @@ def test_limits_of_its_own_hold_for_the_first_version_too(limits: dict[str, floa
         assert judge(within(**limits), CANDIDATE, live).against == (reason,)
     equal = {"minimum_accuracy": 90, "megabytes": 20, "milliseconds": 30}
     assert judge(within(**equal), CANDIDATE, None).accepted
+
+
+def test_an_accuracy_that_is_exactly_the_limit_is_enough() -> None:
+    for correct in range(51):
+        measured = dataclasses.replace(CANDIDATE, correct=correct, photos=50)
+        assert judge(within(minimum_accuracy=2 * correct), measured, None).accepted, correct
 
 
 def test_without_photos_to_compare_on_nothing_is_published() -> None:
