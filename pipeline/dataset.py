@@ -53,9 +53,14 @@ class Photo(NamedTuple):
     view: int = 0
 
     @property
+    def is_folder(self) -> bool:
+        """Whether it is no file, but a folder (``name/``) that holds no photo."""
+        return self.path.endswith("/")
+
+    @property
     def is_beside(self) -> bool:
-        """Whether it is no photo of a class: one without a label, or a folder (``name/``) that holds none."""
-        return not self.label or self.path.endswith("/")
+        """Whether it is no photo of a class: one without a label, or a folder that holds none."""
+        return not self.label or self.is_folder
 
 
 _TEXTS, _NUMBERS = ("label", "format", "problem", "split"), ("bytes", "width", "height", "reencode", "view")

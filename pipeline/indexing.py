@@ -51,7 +51,7 @@ def figures(index: Index) -> dict[str, Any]:
         "photos": len(photos),
         "splits": {split: int(photos.has("split", split).sum()) for split in SPLITS},
         "classes": photos.counts(),
-        "skipped": sum(not photo.path.endswith("/") for photo in index.skipped),
+        "skipped": sum(not photo.is_folder for photo in index.skipped),
         "reencoded_count": len(reencoded),
         "reencoded": [readable(photos[row].path) for row in reencoded[:LISTED]],
         "warnings": index.warnings,

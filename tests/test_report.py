@@ -54,7 +54,8 @@ def make_report(root: Path, labels: list[str], counts: tuple[int, int, int], *, 
     vectors = rng.normal(0, 1, (len(names), 24))[truth] * 3 + rng.normal(0, 1, (len(photos), 24))
     np.save(packed / PACKED, vectors.astype("<f4"))
     dataset.write_photos(packed / dataset.INDEX, photos)
-    dataset.write_skipped(packed / "skipped.csv", [Photo("<b>bold</b>/x.jpg", "", problem="not an image & no more")])
+    not_used = [Photo("<b>bold</b>/x.jpg", "", problem="not an image & no more"), Photo("empty/", "empty", problem="no photo")]
+    dataset.write_skipped(packed / "skipped.csv", not_used)
     for split in evaluation.MEASURED:
         rows = [row for row, photo in enumerate(photos) if photo.split == split]
         logits = rng.normal(0, 1, (len(rows), len(names)))
@@ -191,6 +192,11 @@ def test_each_format_has_a_row_and_what_was_left_out_says_why(tmp_path: Path) ->
     assert published == ["12.3", "50", page.percent(0.9), page.percent(0.99), "0.012", "anything", "yes"]
     assert left_out[2] == page.percent(0.5)
     assert left_out[-1] == "no: a&lt;b&gt;/1.jpg differs"
+
+
+def test_an_empty_folder_is_listed_but_is_no_file_that_was_left_out(hostile: Path) -> None:
+    assert "| left out | 1 files |" in (hostile / "model_card.md").read_text(encoding="utf-8")
+    assert "<bdi>empty/</bdi>" in (hostile / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_photo_that_is_gone_or_changed_is_not_shown(tmp_path: Path) -> None:

@@ -118,6 +118,7 @@ def test_evaluate_gives_the_same_figures_and_page_for_new_photos(finished: Proje
     make_photos(tmp_path / "new", 6, ("red", "blue"), size=56)
     (tmp_path / "new/red/005.png").rename(tmp_path / "new/blue/red.png")
     (tmp_path / "new/blue/page.jpg").write_text("<html>")
+    (tmp_path / "new/green").mkdir()
     done = finished.pipeline("evaluate", "colours", "--images", str(tmp_path / "new"), "--output", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     assert "learned" not in done.stderr

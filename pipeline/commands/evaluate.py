@@ -44,7 +44,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     )
     if learned := changes.learned(version, photos):
         console.warn(f"it has learned from {learned} of these photos: figures on them are better than on photos that it never saw")
-    if left_out := len(photos) - figures["count"]:
+    if left_out := sum(not photo.is_folder for photo in photos) - figures["count"]:
         console.say(f"left out {left_out}, listed with the reasons in {shown(out.resolve() / dataset.SKIPPED)}")
     console.say(f"report   {shown(out.resolve() / runs.PAGE)}")
     return 0

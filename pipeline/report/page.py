@@ -195,7 +195,8 @@ def _of_findings(findings: Findings) -> dict[str, Any]:
         "suspects": _suspects(findings),
         "twins": _twins(findings),
         "skipped": [(readable(photo.path), photo.problem) for photo in findings.skipped[:ROWS_SHOWN]],
-        "skipped_count": len(findings.skipped),
+        "skipped_lines": len(findings.skipped),
+        "skipped_count": sum(not photo.is_folder for photo in findings.skipped),
         "made": time.strftime("Made on %Y-%m-%d at %H:%M UTC", time.gmtime()),
     }
 
