@@ -93,6 +93,25 @@ def make_report(root: Path, labels: list[str], counts: tuple[int, int, int], *, 
     return out
 
 
+def evaluated(root: Path, labels: list[str], said: list[tuple[str, str]]) -> str:
+    """The page of a classifier on other photos, each with its label and what it is taken for."""
+    logits = np.full((len(said), len(labels)), -4, np.float32)
+    logits[np.arange(len(said)), [labels.index(guess) for _, guess in said]] = 4
+    manifest = {
+        "data": "mine",
+        "labels": labels,
+        "key": "0123456789abcdef",
+        "snapshot": "fedcba9876543210",
+        "photos_licence": "",
+        "backbone": {"name": "tiny-net"},
+        "graph_sha256": "00" * 32,
+        "versions": {},
+    }
+    photos = [Photo(f"{label}/{number}.jpg", label, files.sha256_bytes(b"%d" % number)) for number, (label, _) in enumerate(said)]
+    report.of_photos(root, classifier=manifest, name="mine/0001", photos=photos, skipped=[], logits=logits, where=root)
+    return (root / "report.html").read_text(encoding="utf-8")
+
+
 HOSTILE = [
     "<script>document.title='owned'</script>",
     '"><img src=x onerror="document.title=1">',
@@ -197,6 +216,14 @@ def test_each_format_has_a_row_and_what_was_left_out_says_why(tmp_path: Path) ->
 def test_an_empty_folder_is_listed_but_is_no_file_that_was_left_out(hostile: Path) -> None:
     assert "| left out | 1 files |" in (hostile / "model_card.md").read_text(encoding="utf-8")
     assert "<bdi>empty/</bdi>" in (hostile / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_means_are_those_of_the_classes_that_have_photos(tmp_path: Path) -> None:
+    html = evaluated(tmp_path, ["a", "b", "c"], [("a", "a"), ("a", "a"), ("a", "c"), ("b", "b")])
+    (last_row,) = re.findall("<tfoot>(.*)</tfoot>", html)
+    photos, *means = (re.sub("<.*?>", "", cell) for cell in re.findall("<td.*?>(.*?)</td>", last_row))
+    assert photos == "4"
+    assert means == [page.percent(1.0), page.percent(5 / 6), page.percent(0.9)]
 
 
 def test_a_photo_that_is_gone_or_changed_is_not_shown(tmp_path: Path) -> None:

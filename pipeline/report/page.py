@@ -237,7 +237,9 @@ def _classes(findings: Findings) -> dict[str, Any]:
     worst_first = sorted(found.classes, key=lambda one: (one.f1 is None, one.f1))
     rows = [{**dataclasses.asdict(one), "counts": counts(one.label)} for one in worst_first[:ROWS_SHOWN]]
     totals = [findings.in_split[split] for split in splits or [""]]
-    means = [evaluation.mean_of([getattr(one, name) for one in found.classes]) for name in ("precision", "recall", "f1")]
+    # A class without photos has no recall: its precision, always 0, would be a mean of other classes than the two beside it.
+    there = [one for one in found.classes if one.support]
+    means = [evaluation.mean_of([getattr(one, name) for one in there]) for name in ("precision", "recall", "f1")]
     return {"splits": splits or ["photos"], "classes": rows, "totals": totals, "means": means}
 
 
