@@ -92,11 +92,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Tried(Candidate):
-    """A candidate, and the step at which its loss on the validation split was lowest; None where it never was a number."""
+    """A candidate, and the step at which its loss on the validation split was lowest, with the figures there; None where the loss
+    never was a number."""
 
     best_step: int
     validation_loss: float | None
-    validation_accuracy: float
+    validation_accuracy: float | None
 
 
 @dataclass(frozen=True)
@@ -408,7 +409,7 @@ class _Trainer:
                 **dataclasses.asdict(candidate),
                 best_step=int(step),
                 validation_loss=float(loss) if np.isfinite(loss) else None,
-                validation_accuracy=float(accuracy),
+                validation_accuracy=float(accuracy) if np.isfinite(loss) else None,
             )
             for candidate, step, loss, accuracy in zip(self.candidates, steps, losses, accuracies)
         ]

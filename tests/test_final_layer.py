@@ -405,6 +405,8 @@ def test_a_candidate_that_diverges_loses_and_the_others_are_kept(packed: Path, t
     options = replace(OPTIONS, learning_rate=(0.05, 1e30), eval_step_interval=20)
     result = final_layer.train(tmp_path / "two", packed, options)
     assert (result.chosen, result.candidates[1].validation_loss) == (0, None)
+    assert result.candidates[1].validation_accuracy is None
+    assert (tmp_path / "two" / final_layer.CANDIDATES).read_text().splitlines()[2].endswith(",0,,")
     alone = final_layer.train(tmp_path / "one", packed, replace(options, learning_rate=(0.05,)))
     assert result.best.validation_loss == pytest.approx(alone.best.validation_loss, rel=1e-4)
     with pytest.raises(UserError, match=r"no candidate comes to a loss that is a number; lower learning_rate = \(1e\+30,\)"):

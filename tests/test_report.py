@@ -64,7 +64,7 @@ def make_report(root: Path, labels: list[str], counts: tuple[int, int, int], *, 
         np.save(training / evaluation.logits_file(split), logits.astype(np.float32))
     (training / "candidates.csv").write_text(
         "learning_rate,weight_decay,label_smoothing,best_step,validation_loss,validation_accuracy\n"
-        "0.03,0.001,0.0,40,0.5,0.8\n0.03,0.01,0.0,80,0.4,0.9\n"
+        "0.03,0.001,0.0,40,0.5,0.8\n0.03,0.01,0.0,80,0.4,0.9\n9.0,0.01,0.0,0,,\n"
     )
     points = [(number, curve, step, 1 / step, 0.9) for number in (0, 1) for curve in ("training", "validation") for step in (10, 20, 40)]
     lines = [",".join(map(str, point)) for point in points]
@@ -224,6 +224,12 @@ def test_the_means_are_those_of_the_classes_that_have_photos(tmp_path: Path) -> 
     photos, *means = (re.sub("<.*?>", "", cell) for cell in re.findall("<td.*?>(.*?)</td>", last_row))
     assert photos == "4"
     assert means == [page.percent(1.0), page.percent(5 / 6), page.percent(0.9)]
+
+
+def test_a_candidate_that_diverged_has_no_figures_and_comes_last(hostile: Path) -> None:
+    (sweep,) = re.findall("<caption>What was tried.*?</table>", (hostile / "report.html").read_text(encoding="utf-8"), re.DOTALL)
+    figures = [re.findall('<td class="n">([^<]*)</td>', row)[-2:] for row in sweep.split("<tbody>")[1].split("</tr>")[:-1]]
+    assert figures == [["0.4000", page.percent(0.9)], ["0.5000", page.percent(0.8)], ["not a number", "–"]]
 
 
 def test_a_photo_that_is_gone_or_changed_is_not_shown(tmp_path: Path) -> None:
