@@ -59,12 +59,14 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Suspects:
-    """Suspected wrong labels, the most doubtful first, how many rows were looked at of how many, and how well they are named."""
+    """Suspected wrong labels, the most doubtful first, how many rows were looked at of how many, and how well they are named; and
+    the ``absent`` labels."""
 
     found: list[Suspect]
     checked: int
     count: int
     accuracy: float
+    absent: list[int]
 
 
 def centre(packed: Packed, rows: np.ndarray) -> tuple[np.ndarray, float]:
@@ -147,7 +149,12 @@ def suspects(packed: Packed, rows: np.ndarray, truth: np.ndarray, classes: int) 
     of_rows = truth[looked_at]
     probabilities = evaluation.softmax(scores, evaluation.fit_temperature(scores, of_rows))
     found = [replace(one, row=int(looked_at[one.row])) for one in doubts(probabilities, of_rows)]
-    return Suspects(found, len(looked_at), len(rows), evaluation.accuracy(scores, of_rows))
+    return Suspects(found, len(looked_at), len(rows), evaluation.accuracy(scores, of_rows), absent(of_rows, classes))
+
+
+def absent(truth: np.ndarray, classes: int) -> list[int]:
+    """The numbers of the labels that no row has. They are never suggested: nothing says how probable they are for rows of theirs."""
+    return np.flatnonzero(np.bincount(truth, minlength=classes) == 0).tolist()
 
 
 def doubts(probabilities: np.ndarray, truth: np.ndarray) -> list[Suspect]:

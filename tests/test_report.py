@@ -232,6 +232,15 @@ def test_a_candidate_that_diverged_has_no_figures_and_comes_last(hostile: Path) 
     assert figures == [["0.4000", page.percent(0.9)], ["0.5000", page.percent(0.8)], ["not a number", "–"]]
 
 
+@pytest.mark.parametrize(("wrong", "outcome"), [(0, "None is suspected."), (1, "1 deserve a look")])
+def test_classes_that_cannot_be_suggested_are_named(tmp_path: Path, wrong: int, outcome: str) -> None:
+    said = [("a", "a"), ("a", "a"), ("b", "b"), *[("a", "b")] * wrong]
+    never = "A class without photos among these is never suggested: "
+    html = evaluated(tmp_path / "new", list("abcdefghi"), said)
+    assert f"was not trained on them. {never}c, d, e, f, g and 2 more. {outcome}" in html
+    assert never not in evaluated(tmp_path / "all", ["a", "b"], said)
+
+
 def test_a_photo_that_is_gone_or_changed_is_not_shown(tmp_path: Path) -> None:
     Image.new("RGB", (300, 200), "red").save(tmp_path / "a.png")
     photo = Photo("a.png", "a", files.sha256_file(tmp_path / "a.png"))

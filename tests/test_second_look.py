@@ -97,4 +97,15 @@ def test_few_rows_are_checked_where_there_are_many(
 ) -> None:
     monkeypatch.setattr(second_look, "MOST_CHECKED", 50)
     found = second_look.suspects(packed(tmp_path, clusters[0]), np.arange(300), clusters[1], 3)
-    assert (found.checked, found.count) == (50, 300)
+    assert (found.checked, found.count, found.absent) == (50, 300, [])
+
+
+def test_a_label_that_no_row_looked_at_has_is_absent_and_never_suggested(
+    tmp_path: Path, clusters: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(second_look, "MOST_CHECKED", 50)
+    truth = clusters[1].copy()
+    truth[1] = 4  # between the first and the second row that are looked at
+    assert second_look.suspects(packed(tmp_path, clusters[0]), np.arange(300), truth, 5).absent == [3, 4]
+    shares = np.array([[0.9, 0.1, 0], [0.1, 0.0, 0.9], [0.2, 0.8, 0.0]])
+    assert second_look.doubts(shares, np.array([0, 0, 1])) == []

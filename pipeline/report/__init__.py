@@ -90,6 +90,7 @@ def of_training(
             Suspected(rows[one.row], labels[one.suggested], one.suggested_probability, one.label_probability) for one in suspects.found
         ],
         checked=suspects.checked,
+        not_suggested=[labels[number] for number in suspects.absent],
         by_cross_validation=True,
         twins=[TwinPhotos(rows[twin.row], rows[twin.twin], twin.cosine) for twin in twins.found],
         compared=(twins.compared, twins.count),
@@ -138,6 +139,7 @@ def of_photos(
         all_photos=photos,
         suspects=[Suspected(photos[one.row], labels[one.suggested], one.suggested_probability, one.label_probability) for one in suspects],
         checked=len(photos),
+        not_suggested=[labels[number] for number in second_look.absent(truth, len(labels))],
         by_cross_validation=False,
         twins=None,
         compared=(0, 0),

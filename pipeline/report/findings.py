@@ -55,6 +55,7 @@ class Findings:
         all_photos: those of the other splits too.
         suspects: photos whose labels are doubted, the most doubtful first.
         checked: photos whose labels were looked at.
+        not_suggested: labels that none of these has, and that therefore cannot be suggested.
         by_cross_validation: whether that was by a model of its own, or by the classifier, which has not seen the photos.
         twins: near-duplicates between splits; None where there are no splits.
         compared: photos for which a near-duplicate was looked for, and those for which one could have been.
@@ -72,6 +73,7 @@ class Findings:
     all_photos: Sequence[Photo]
     suspects: Sequence[Suspected]
     checked: int
+    not_suggested: Sequence[str]
     by_cross_validation: bool
     twins: Sequence[TwinPhotos] | None
     compared: tuple[int, int]

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from pipeline import changes, dataset, evaluation, files, pictures
-from pipeline.dataset import Photo, readable
+from pipeline.dataset import Photo, readable, shortened
 from pipeline.evaluation import Evaluation
 from pipeline.report import charts
 from pipeline.report.findings import Findings
@@ -237,7 +237,7 @@ def _classes(findings: Findings) -> dict[str, Any]:
     worst_first = sorted(found.classes, key=lambda one: (one.f1 is None, one.f1))
     rows = [{**dataclasses.asdict(one), "counts": counts(one.label)} for one in worst_first[:ROWS_SHOWN]]
     totals = [findings.in_split[split] for split in splits or [""]]
-    # A class without photos has no recall: its precision, always 0, would be a mean of other classes than the two beside it.
+    # A class without photos has no recall and no F1, so its precision is left out too: the means are of the same classes.
     there = [one for one in found.classes if one.support]
     means = [evaluation.mean_of([getattr(one, name) for one in there]) for name in ("precision", "recall", "f1")]
     return {"splits": splits or ["photos"], "classes": rows, "totals": totals, "means": means}
@@ -261,6 +261,8 @@ def _suspects(findings: Findings) -> dict[str, Any]:
         how = f"The labels of {of} were checked by leaving each photo out and asking a simple model of all the others."
     else:
         how = f"The labels of {of} were checked by the classifier itself, which was not trained on them."
+    if findings.not_suggested:
+        how += f" A class without photos among these is never suggested: {shortened(list(findings.not_suggested))}."
     rows = [
         {
             "label": one.photo.label,
