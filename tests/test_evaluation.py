@@ -146,6 +146,36 @@ def test_mistakes_and_confused_pairs_come_worst_first() -> None:
     assert pairs == [evaluation.Confused("b", "a", 2, 1.0), evaluation.Confused("a", "b", 1, 0.5)]
 
 
+def test_a_class_without_photos_has_neither_recall_nor_f1() -> None:
+    (_, without) = evaluation.of_classes(np.array([[2, 1], [0, 0]]), ["a", "b"])
+    assert without == evaluation.OfClass("b", support=0, predicted=1, precision=0.0, recall=None, f1=None)
+
+
+def test_the_mean_is_of_the_shares_that_there_are() -> None:
+    assert evaluation.mean_of([0.5, None, 1.0]) == 0.75
+    assert evaluation.mean_of([0.0, 1.0]) == 0.5
+    assert evaluation.mean_of([None]) == 0.0
+
+
+def test_a_confused_pair_has_its_share_of_the_true_class() -> None:
+    logits = np.eye(2)[[0, 0, 0, 1, 1]]
+    (pair,) = evaluation.most_confused(evaluation.evaluate(logits, np.array([0, 0, 0, 0, 1]), ["a", "b"]), most=5)
+    assert pair == evaluation.Confused("a", "b", 1, 0.25)
+
+
+def test_pairs_that_are_confused_equally_often_come_in_the_order_of_the_labels() -> None:
+    labels = [f"{number:02d}" for number in range(30)]
+    truth, said = (numbers.ravel() for numbers in np.indices((30, 30)))
+    pairs = evaluation.most_confused(evaluation.evaluate(np.eye(30)[said], truth, labels), most=1000)
+    assert [(pair.label, pair.predicted) for pair in pairs] == [(i, j) for i in labels for j in labels if i != j]
+
+
+@pytest.mark.parametrize(("classes", "expected"), [(2, [1]), (3, [1, 2]), (4, [1, 2, 3]), (10, [1, 2, 3, 5]), (11, [1, 2, 3, 5, 10])])
+def test_among_as_many_labels_as_there_are_each_photo_is_named_rightly_so_it_is_not_said(classes: int, expected: list[int]) -> None:
+    found = evaluation.evaluate(np.eye(classes), np.arange(classes), list("abcdefghijk")[:classes])
+    assert list(found.top_k) == expected
+
+
 def test_figures_are_json(measured: tuple[np.ndarray, np.ndarray]) -> None:
     figures = json.loads(json.dumps(evaluation.evaluate(*measured, LABELS).as_json(), allow_nan=False))
     assert figures["confusion"][0][0] == figures["classes"][0]["support"] * figures["classes"][0]["recall"]

@@ -40,6 +40,13 @@ def test_near_duplicates_are_found_across_splits_only(tmp_path: Path, clusters: 
     assert (found.compared, found.count) == (100, 100)
 
 
+def test_two_photos_are_alike_from_a_cosine_of_088(tmp_path: Path) -> None:
+    angles = np.arccos([1.0, 0.881, 0.879])
+    matrix = packed(tmp_path, np.stack([np.cos(angles), np.sin(angles)], axis=1))
+    (twin,) = second_look.twins(matrix, [np.array([0]), np.array([1, 2])], np.zeros(2)).found
+    assert (twin.row, twin.twin, twin.cosine) == (1, 0, pytest.approx(0.881, abs=1e-6))
+
+
 def test_blocks_and_bounds_change_no_neighbour(
     tmp_path: Path, clusters: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,6 +79,21 @@ def test_leaving_one_out_is_what_scikit_learn_does(
     assert second_look._left_out(matrix, rows, truth, 3) == pytest.approx(theirs, abs=1e-5)
 
 
+def test_the_penalty_is_that_of_the_lowest_error(
+    tmp_path: Path, clusters: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors, truth = clusters[0][:60], clusters[1][:60]
+    matrix, rows = packed(tmp_path, vectors), np.arange(60)
+    best = second_look._left_out(matrix, rows, truth, 3)
+    errors = {}
+    for penalty in second_look.PENALTIES:
+        monkeypatch.setattr(second_look, "PENALTIES", (penalty,))
+        scores = second_look._left_out(matrix, rows, truth, 3)
+        errors[penalty] = ((scores - np.eye(3)[truth]) ** 2).sum()
+        assert (penalty == 0.1) == np.array_equal(scores, best)
+    assert min(errors, key=errors.__getitem__) == 0.1
+
+
 def test_planted_wrong_labels_are_suspected(tmp_path: Path, clusters: tuple[np.ndarray, np.ndarray]) -> None:
     vectors, truth = clusters
     planted = truth.copy()
@@ -90,6 +112,13 @@ def test_doubts_are_those_of_confident_learning() -> None:
     shares = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.05, 0.95], [0.1, 0.9]])
     (found,) = second_look.doubts(shares, np.array([0, 0, 0, 0, 1]))
     assert found == second_look.Suspect(3, 1, 0.95, 0.05)
+
+
+def test_the_most_doubtful_come_first_and_of_equal_ones_the_first() -> None:
+    """Forty rows of class a that are b at 0.7 and 0.8 by turns, and one at 0.95; the rows of b are sure of theirs at 0.6."""
+    shares = np.vstack([np.tile([[0.3, 0.7], [0.2, 0.8]], (20, 1)), [[0.05, 0.95]], np.tile([0.4, 0.6], (20, 1))])
+    found = second_look.doubts(shares, np.repeat([0, 1], [41, 20]))
+    assert [suspect.row for suspect in found] == [40, *range(1, 40, 2), *range(0, 40, 2)]
 
 
 def test_few_rows_are_checked_where_there_are_many(
