@@ -14,7 +14,7 @@ from pipeline import export, images, network
 from pipeline.backbones import formats, frozen, labels
 from pipeline.backbones.frozen import NOTHING_SAID, Description
 from pipeline.backbones.graphs import Wiring, dimensions, node_of, tensor_name, type_fed
-from pipeline.backbones.guess import is_image, range_of, size_of
+from pipeline.backbones.guess import is_image, range_of, size_declared, size_of
 from pipeline.classifier import Classifier
 from pipeline.errors import BadImage, UserError, first_line
 from pipeline.images import AS_IT_IS
@@ -118,18 +118,10 @@ def _described(wiring: Wiring, given: Description) -> tuple[Description, _Known 
 
 def _refuse_other_images(image: tf.NodeDef) -> None:
     """Raise UserError where a placeholder declares what is no image, or not square, or not of three colours behind height and width."""
-    kind, shape = type_fed(image), dimensions(image) or []
+    kind = type_fed(image)
     if not kind.is_floating and not (kind.is_integer and kind.max >= 255):
         raise UserError(f"{image.name} takes {kind.name}, wanted are numbers from 0 to 255; name another --input-layer, or another graph")
-    if len(shape) != 4:
-        return
-    _, height, width, colours = shape
-    is_square = height == width or -1 in (height, width)
-    if not is_square or colours not in (-1, 3) or (height == 3 and width != 3):  # 3 in front are the colours
-        words = ", ".join("any" if size == -1 else str(size) for size in shape[1:])
-        raise UserError(
-            f"{image.name} takes (batch, {words}), wanted is (batch, size, size, 3); name another --input-layer, or another graph"
-        )
+    size_declared(dimensions(image), 0, image.name)
 
 
 def _of_whole_pixels(image: tf.NodeDef, given: Description) -> Description:

@@ -215,7 +215,7 @@ class _Check(Artifact):
 class CheckPhotos(_Check):
     """What changed in the photos since the live version, and the checks that need no vectors."""
 
-    VERSION = "1"
+    VERSION = "2"
     priority = 10
 
     live_version = luigi.Parameter(default="", positional=False)

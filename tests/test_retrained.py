@@ -76,7 +76,7 @@ def reading_a_file() -> None:
     final_layer(tf.placeholder(tf.float32, [1, 64, 64, 3], name="input") + tf.cast(beside, tf.float32))
 
 
-SHAPE = "wanted is (batch, size, size, 3); name another --input-layer, or another graph"
+SHAPE = "wanted is a model that takes (batch, size, size, 3) alone"
 
 
 def write(folder: Path, build: Callable[[], None]) -> tuple[Path, Path]:
@@ -199,11 +199,11 @@ def test_a_graph_that_does_more_than_compute_is_refused(tmp_path: Path) -> None:
         ),
         (of_type(tf.uint8), ["--input-std", "255"], "--input-std = 255: input takes whole pixels (uint8), for which it is 1; leave it out"),
         (of_type(tf.int8), [], "input takes int8, wanted are numbers from 0 to 255; name another --input-layer, or another graph"),
-        (of_shape(None, 32, 32, 1), [], f"input takes (batch, 32, 32, 1), {SHAPE}"),
-        (of_shape(None, None, None, 1, name="mine"), ["--input-layer", "mine"], f"mine takes (batch, any, any, 1), {SHAPE}"),
-        (of_shape(None, 32, 64, 3), ["--input-size", "32"], f"input takes (batch, 32, 64, 3), {SHAPE}"),
-        (of_shape(None, 3, 32, 32), [], f"input takes (batch, 3, 32, 32), {SHAPE}"),
-        (of_shape(None, 3, None, None), ["--input-size", "32"], f"input takes (batch, 3, any, any), {SHAPE}"),
+        (of_shape(None, 32, 32, 1), [], f"input takes (any, 32, 32, 1); {SHAPE}"),
+        (of_shape(None, None, None, 1, name="mine"), ["--input-layer", "mine"], f"mine takes (any, any, any, 1); {SHAPE}"),
+        (of_shape(None, 32, 64, 3), ["--input-size", "32"], "input takes images of 32 × 64 pixels; wanted are as many rows as columns"),
+        (of_shape(None, 3, 32, 32), [], f"input takes (any, 3, 32, 32); {SHAPE}"),
+        (of_shape(None, 3, None, None), ["--input-size", "32"], f"input takes (any, 3, any, any); {SHAPE}"),
         (of_two_outputs, [], "the graph's output cannot be guessed among first, second; say it with --output-layer NAME"),
         (of_nobody, [], "the graph does not say how large the images are that mine takes; say it with --input-size PIXELS"),
     ],

@@ -237,7 +237,7 @@ def thaw(frozen: Frozen) -> Thawed:
     image = tf.placeholder(tf.float32, [None, described.size, described.size, 3], name="image")
     wiring = Wiring(graph)
     wiring.start_at(node_of(described.input))
-    values, replaced = [], {described.input: _as_type(image, wiring.nodes[wiring.start].attr["dtype"].type)}
+    values, replaced = [], {described.input: as_type(image, tf.as_dtype(wiring.nodes[wiring.start].attr["dtype"].type))}
     averages = _moving_averages(wiring)
     rest = tf.GraphDef()
     rest.versions.CopyFrom(graph.versions)
@@ -275,17 +275,16 @@ def thaw(frozen: Frozen) -> Thawed:
     return Thawed(outputs, values)
 
 
-def _as_type(image: tf.Tensor, kind: int) -> tf.Tensor:
-    """The image as the type that the network takes; whole pixels are the nearest ones in 0..255.
+def as_type(image: tf.Tensor, kind: tf.DType) -> tf.Tensor:
+    """In the graph: images as the type that a network takes; whole pixels are the nearest ones in 0..255.
 
     ``saturate_cast`` would make a ClipByValue, which TensorFlow Lite's converter does not know.
     """
     from pipeline.tensorflow_v1 import tf
 
-    dtype = tf.as_dtype(kind)
-    if dtype.is_integer:
-        image = tf.minimum(tf.maximum(tf.round(image), 0.0), float(min(dtype.max, 255)))
-    return tf.cast(image, dtype)
+    if kind.is_integer:
+        image = tf.minimum(tf.maximum(tf.round(image), 0.0), float(min(kind.max, 255)))
+    return tf.cast(image, kind)
 
 
 def _is_weights(node: tf.NodeDef) -> bool:

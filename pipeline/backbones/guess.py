@@ -127,7 +127,7 @@ def size_declared(shape: Sequence[int | None] | None, said: int, what: str) -> i
     if shape is None or len(shape) != 4:
         return 0
     _, height, width, channels = (None if one == -1 else one for one in shape)
-    if channels not in (3, None):
+    if channels not in (3, None) or (height == 3 and width != 3):  # 3 in front are the colours
         known = ", ".join("any" if one in (None, -1) else str(one) for one in shape)
         raise UserError(f"{what} takes ({known}); {WANTED}")
     if height != width and height and width:
