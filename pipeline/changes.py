@@ -14,6 +14,7 @@ import gzip
 import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,7 @@ def _match(gone: list[Photo], came: list[Photo], replaced: list[tuple[Photo, Pho
         else:
             others.append(photo)
     left: dict[str, list[Photo]] = collections.defaultdict(list)
-    for photo in (*(photo for twins in labelled.values() for photo in twins), *(before for before, _ in replaced)):
+    for photo in chain(*labelled.values(), (before for before, _ in replaced)):
         left[photo.sha256].append(photo)
     unknown = []
     for photo in sorted((*others, *(now for _, now in replaced)), key=in_order):

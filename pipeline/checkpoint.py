@@ -23,8 +23,6 @@ NEVER = 10_000.0
 NOTE = ".sha256"
 """Behind the prefix of the checkpoints, the name of the list of their hashes."""
 
-MOST_OF_A_NOTE = 1 << 24
-
 # ValueError is the Saver's word for files that are not there at all.
 _UNREADABLE = (
     tf.errors.DataLossError,
@@ -156,7 +154,7 @@ class Checkpoints:
 
     def _read_note(self) -> dict[str, str]:
         try:
-            lines = files.read_regular(f"{self._prefix}{NOTE}", MOST_OF_A_NOTE).decode(errors="replace").splitlines()
+            lines = files.read_regular(f"{self._prefix}{NOTE}").decode(errors="replace").splitlines()
         except OSError:
             return {}
         return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}

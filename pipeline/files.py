@@ -156,7 +156,10 @@ def _replacing(path: str | Path) -> Iterator[str]:
         raise
 
 
-def read_regular(path: str | Path, most: int) -> bytes:
+MOST_OF_A_NOTE = 1 << 24
+
+
+def read_regular(path: str | Path, most: int = MOST_OF_A_NOTE) -> bytes:
     """The bytes of a regular file of ``most`` bytes at most. Raises OSError, of EINVAL or EFBIG where it is none."""
     descriptor = _regular(path, os.O_RDONLY)
     try:

@@ -334,8 +334,7 @@ class _Trainer:
             folder, CHECKPOINT, max_to_keep=options.max_to_keep, keep_checkpoint_every_n_hours=options.keep_checkpoint_every_n_hours
         )
         done = checkpoints.restore(running) or 0
-        looks = range(options.eval_step_interval, done + 1, options.eval_step_interval)
-        if not summaries.has_looks(folder / SUMMARIES, len(self.candidates), looks):
+        if done and not self._has_curves(folder / SUMMARIES, done):
             console.warn(f"{folder / SUMMARIES} is damaged; the training begins anew")
             checkpoints.forget()
             self._initialise(running, start_from)
@@ -364,6 +363,11 @@ class _Trainer:
             curves.flush()
             checkpoints.save(running, done)
         return done
+
+    def _has_curves(self, folder: Path, done: int) -> bool:
+        """Whether the event files in ``folder`` have what was measured up to a step."""
+        looks = set(range(self.options.eval_step_interval, done + 1, self.options.eval_step_interval))
+        return all(curve.keys() >= looks for curve in summaries.read_curves(folder, len(self.candidates)).values())
 
     def _initialise(self, running: tf.Session, start_from: Start | None) -> None:
         values = heads.initial(self.shape, self.options.seed)

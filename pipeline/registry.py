@@ -23,9 +23,6 @@ PENDING = ".pending"
 """Names a version from just before it comes to be until it is live. Without it, one that a kill kept from going live would look
 like one that was rolled back, and stay away for good."""
 
-MOST_BYTES = 1 << 24
-"""More than ``pinned`` or ``.pending`` has."""
-
 ADDED = ("drawn", "temperature", "evaluation", "verdict", "since", "checks")
 """What the manifest of a version has of its further parts, beside their ``formats``."""
 
@@ -100,7 +97,7 @@ def version_of(key: str, formats: Iterable[str], exports: Path) -> Path | None:
 def is_pending(version: Path) -> bool:
     """Whether a kill came between the publishing of a version and its going live."""
     try:
-        return files.read_regular(version.parent / PENDING, MOST_BYTES) == version.name.encode()
+        return files.read_regular(version.parent / PENDING) == version.name.encode()
     except FileNotFoundError:
         return False
 
@@ -189,7 +186,7 @@ def _make_live(version: Path, copies: Copies) -> None:
 def pinned(exports: Path) -> set[str]:
     """The names of the versions that are never pruned. Raises UserError where they cannot be known."""
     try:
-        return set(files.read_regular(exports / PINNED, MOST_BYTES).decode().split())
+        return set(files.read_regular(exports / PINNED).decode().split())
     except FileNotFoundError:
         return set()
     except UnicodeDecodeError:

@@ -14,7 +14,7 @@ from pipeline import export, images, network
 from pipeline.backbones import formats, frozen, labels
 from pipeline.backbones.frozen import NOTHING_SAID, Description
 from pipeline.backbones.graphs import Wiring, dimensions, node_of, tensor_name, type_fed
-from pipeline.backbones.guess import is_image, range_of, size_declared, size_of
+from pipeline.backbones.guess import is_image, range_of, size_declared
 from pipeline.classifier import Classifier
 from pipeline.errors import BadImage, UserError, first_line
 from pipeline.images import AS_IT_IS
@@ -101,13 +101,13 @@ def _described(wiring: Wiring, given: Description) -> tuple[Description, _Known 
         (one for one in _KNOWN if one.node in wiring.nodes and node_of(given.input or one.input.input) == node_of(one.input.input)), None
     )
     image = wiring.nodes[node_of(given.input or (known.input.input if known else _only(wiring, "--input-layer")))]
-    _refuse_other_images(image)
+    declared = _size_of_images(image)
     described = _of_whole_pixels(image, given).or_else(known.input if known else NOTHING_SAID)
     wiring.start_at(image.name)
     output = node_of(described.logits) or (FINAL_RESULT if FINAL_RESULT in wiring.nodes else _only(wiring, "--output-layer"))
     if output not in wiring.reached:
         raise UserError(f"{output} does not depend on {image.name}; correct --input-layer or --output-layer")
-    size = described.size or size_of(image)
+    size = described.size or declared
     if not size:
         raise UserError(f"the graph does not say how large the images are that {image.name} takes; say it with --input-size PIXELS")
     mean, std, _ = range_of(wiring, image)
@@ -116,12 +116,12 @@ def _described(wiring: Wiring, given: Description) -> tuple[Description, _Known 
     return replace(described, input=tensor_name(described.input), bottleneck=tensor_name(output)), known
 
 
-def _refuse_other_images(image: tf.NodeDef) -> None:
-    """Raise UserError where a placeholder declares what is no image, or not square, or not of three colours behind height and width."""
+def _size_of_images(image: tf.NodeDef) -> int:
+    """Pixels a side that a placeholder declares, 0 where it does not. Raises UserError where it takes no images, or other ones."""
     kind = type_fed(image)
     if not kind.is_floating and not (kind.is_integer and kind.max >= 255):
         raise UserError(f"{image.name} takes {kind.name}, wanted are numbers from 0 to 255; name another --input-layer, or another graph")
-    size_declared(dimensions(image), 0, image.name)
+    return size_declared(dimensions(image), 0, image.name)
 
 
 def _of_whole_pixels(image: tf.NodeDef, given: Description) -> Description:

@@ -13,7 +13,7 @@ import csv
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,11 +137,6 @@ def read_curves(folder: Path, candidates: int) -> dict[tuple[int, str], Curve]:
                 points[event.step].update((value.tag, value.simple_value) for value in event.summary.value)
         found[number, curve] = {step: values for step, values in sorted(points.items()) if values}
     return found
-
-
-def has_looks(folder: Path, candidates: int, steps: Collection[int]) -> bool:
-    """Whether the event files in ``folder`` have the figures of all candidates at these steps."""
-    return all(curve.keys() >= set(steps) for curve in read_curves(folder, candidates).values())
 
 
 def write_curves(path: Path, folder: Path, candidates: int) -> None:

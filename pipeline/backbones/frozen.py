@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.backbones.allowed_ops import refuse_others
-from pipeline.backbones.graphs import Wiring, functions_called, functions_of, node_of, value_of
+from pipeline.backbones.graphs import Wiring, functions_called, functions_of, node_of, type_fed, value_of
 from pipeline.backbones.guess import NO_SOFTMAX, fixed_value
 from pipeline.errors import UserError, first_line
 
@@ -122,9 +122,7 @@ def cut(frozen: Frozen) -> tf.GraphDef:
 
 def become_input(node: tf.NodeDef, size: int) -> None:
     """Whatever made the image: from here on it is where images come in."""
-    from pipeline.tensorflow_v1 import tf
-
-    kind = node.attr["dtype"].type if node.op.startswith("Placeholder") else tf.float32.as_datatype_enum
+    kind = type_fed(node).as_datatype_enum
     del node.input[:]
     node.op = "Placeholder"
     node.attr.clear()
@@ -237,7 +235,7 @@ def thaw(frozen: Frozen) -> Thawed:
     image = tf.placeholder(tf.float32, [None, described.size, described.size, 3], name="image")
     wiring = Wiring(graph)
     wiring.start_at(node_of(described.input))
-    values, replaced = [], {described.input: as_type(image, tf.as_dtype(wiring.nodes[wiring.start].attr["dtype"].type))}
+    values, replaced = [], {described.input: as_type(image, type_fed(wiring.nodes[wiring.start]))}
     averages = _moving_averages(wiring)
     rest = tf.GraphDef()
     rest.versions.CopyFrom(graph.versions)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.backbones import allowed_ops
-from pipeline.backbones.graphs import Wiring, dimensions, node_of, tensor_name
+from pipeline.backbones.graphs import Wiring, dimensions, node_of, tensor_name, type_fed
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -101,12 +101,6 @@ def is_image(node: tf.NodeDef) -> bool:
 
 def _is_layer(wiring: Wiring, node: tf.NodeDef) -> bool:
     return node.op in ("Conv2D", "DepthwiseConv2dNative") or _is_dense(wiring, node) or _is_pooling(wiring, node)
-
-
-def size_of(node: tf.NodeDef) -> int:
-    """Pixels a side of the images that a placeholder takes; 0 where it does not say."""
-    shape = dimensions(node)
-    return shape[1] if shape and len(shape) == 4 and shape[1] == shape[2] and shape[1] > 0 else 0
 
 
 WANTED = "wanted is a model that takes (batch, size, size, 3) alone"
@@ -262,7 +256,7 @@ _UNKNOWN = (127.5, 127.5, "values from -1 to 1, as most networks take them; the 
 def _with_range(given: Description, wiring: Wiring, guessed: list[str]) -> Description:
     """The description with its mean and std: as said, by custom, or guessed. Raises UserError where whole pixels would be normalised."""
     image = wiring.nodes[node_of(given.input)]
-    is_whole = _takes_whole_pixels(image)
+    is_whole = type_fed(image).is_integer
     if given.usual_range and not is_whole:
         given = given.or_else(replace(given, mean=given.usual_range[0], std=given.usual_range[1]))
     if given.mean is None or given.std is None:
@@ -277,15 +271,9 @@ def _with_range(given: Description, wiring: Wiring, guessed: list[str]) -> Descr
     return given
 
 
-def _takes_whole_pixels(image: tf.NodeDef) -> bool:
-    from pipeline.tensorflow_v1 import tf
-
-    return image.op.startswith("Placeholder") and tf.as_dtype(image.attr["dtype"].type).is_integer
-
-
 def range_of(wiring: Wiring, image: tf.NodeDef) -> tuple[float, float, str]:
     """Mean, deviation and reason, from the type of the input and the first arithmetic with a constant that is done on it."""
-    if _takes_whole_pixels(image):
+    if type_fed(image).is_integer:
         return _WHOLE
     pending, seen = [image.name], {image.name}
     while pending:

@@ -92,8 +92,9 @@ def _list(options: argparse.Namespace) -> int:
             rows.append([f"{folder.name}/{version.name}", state, *made])
     for line in runs.aligned(rows):
         console.say(line)
-    for problem in (problem for folder in folders for problem in registry.problems(folder)):
-        console.warn(problem)
+    for folder in folders:
+        for problem in registry.problems(folder):
+            console.warn(problem)
     return 0
 
 
