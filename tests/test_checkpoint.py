@@ -153,6 +153,17 @@ def test_a_kill_between_a_checkpoint_and_its_note_loses_nothing(tmp_path: Path, 
     assert after == whole
 
 
+def test_a_kill_before_the_newest_is_listed_loses_nothing_of_it(tmp_path: Path) -> None:
+    save(tmp_path, 10)
+    listed, noted = (tmp_path / "checkpoint").read_bytes(), (tmp_path / "x.ckpt.sha256").read_bytes()
+    save(tmp_path, 20)
+    whole = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    (tmp_path / "checkpoint").write_bytes(listed)
+    (tmp_path / "x.ckpt.sha256").write_bytes(noted)
+    assert restored(tmp_path) == (20, 20)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == whole
+
+
 def test_one_that_was_copied_over_another_before_its_note_is_not_gone_on_with(tmp_path: Path) -> None:
     with tf.Graph().as_default(), session(threads=1) as running:
         step = tf.train.get_or_create_global_step()

@@ -286,8 +286,9 @@ def test_killed_while_caching_and_while_training_it_goes_on_to_the_same_bytes(pr
     packed = manifest(the_run(project, "ComputeBottlenecks"))
     assert (packed["cached"], packed["computed"]) == (cached, 180 - cached)
     (work,) = {path.parent for path in checkpoints()}
-    saved = int(checkpoint.latest(work).rpartition("-")[2])  # a kill may leave files of one more, which is not listed yet
-    assert 0 < saved < 12000
+    listed = int(checkpoint.latest(work).rpartition("-")[2])
+    written = max(int(path.stem.rpartition("-")[2]) for path in checkpoints())  # one more, where the kill came before it was listed
+    assert 0 < listed <= written <= listed + 100 < 12000
 
     done = project.export(*arguments)
     assert done.returncode == 0, done.stderr
@@ -305,7 +306,8 @@ def test_killed_while_caching_and_while_training_it_goes_on_to_the_same_bytes(pr
         for event in tf.train.summary_iterator(str(path))
         if event.session_log.status
     ]
-    assert restarts == [saved + 1]  # it went on there, and did not begin again
+    # It went on there, and did not begin again. Whether one that is not listed yet is whole, the moment of the kill decides.
+    assert restarts in ([listed + 1], [written + 1])
     assert not work.exists()
 
 
