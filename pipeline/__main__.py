@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from pipeline import console
-from pipeline.commands import CUT_OFF, DATA_MISSING, FAILED, INTERRUPTED, cache, evaluate, exports, models, plan, predict, runs, serve
-from pipeline.errors import DataMissing, UserError
+from pipeline.commands import cache, evaluate, exports, models, plan, predict, runs, serve
+from pipeline.errors import CUT_OFF, DATA_MISSING, FAILED, INTERRUPTED, DataMissing, UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

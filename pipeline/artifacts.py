@@ -84,12 +84,12 @@ class QuietTask(luigi.Task):
             self.set_progress_percentage(100)
             self.set_status_message(message)
             if report:
-                self.set_tracking_url(settings.address_of(report))
+                self.set_tracking_url(settings.address_of(report, settings.notify().address))
 
 
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:
-    """Around a task's run: die with the parent, and say in one line what is wrong with a disk or a file."""
+    """Around a task's run: exit with the parent, and turn errors of a disk or a file into UserErrors of one line."""
     die_with_parent()
     try:
         yield

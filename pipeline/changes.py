@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import files
-from pipeline.dataset import TESTING, Photo, in_order, readable, shortened
+from pipeline.dataset import TESTING, Photo, in_order
+from pipeline.words import readable, shortened
 
 PHOTOS = "photos.csv.gz"
 """In a version: its photos. So what changed is known when the store was pruned, too."""

@@ -83,10 +83,9 @@ class Checkpoints:
             self._note(global_step)
 
     def restore(self, session: tf.Session) -> int | None:
-        """Restore the newest checkpoint that is what was saved, as all that are kept before it are, drop what lies past it, and
-        return its global step.
+        """Restore the newest checkpoint that is whole, as all kept before it are, and remove those after it.
 
-        Returns None, with nothing restored, where there is none.
+        Returns its global step; None, with nothing restored, where there is none.
         """
         steps = self._whole()
         while steps and not self._restores(session, steps[-1]):

@@ -1,6 +1,6 @@
 """Checks of the photos and their vectors before anything is trained, most of them against the version that is live.
 
-outcomes = of_photos(photos, skipped, before, limits)      how many, labels, shares, duplicates, unreadable files
+changed, outcomes = since(live, photos, skipped, limits)   how many, labels, shares, duplicates, unreadable files
 outcomes += [of_vectors(ours, theirs, version, limit)]     how far the vectors of each class have moved
 stop(outcomes, {"photos"})                                 raises where one that is to stop the run is not fine
 
@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import files
-from pipeline.dataset import INDEX, LISTED, Photo, Photos, read_photos, readable, shortened
+from pipeline import changes, files
+from pipeline.dataset import INDEX, LISTED, Photo, Photos, read_photos
 from pipeline.errors import UserError
 from pipeline.packed import Packed
+from pipeline.words import readable, shortened
 
 NAMES = ("photos", "labels", "relabelled", "shares", "drift", "duplicates")
 """The checks that can be a warning or a stop. Unreadable files stop a run above their limit before anything else is looked at."""
@@ -72,6 +73,11 @@ class Limits:
     relabelled: float
     unreadable: float
 
+    @classmethod
+    def of(cls, settings: object) -> Limits:
+        """As the attributes ``photos_fall_limit`` and so on have them."""
+        return cls(**{field.name: getattr(settings, f"{field.name}_limit") for field in dataclasses.fields(cls)})
+
 
 @dataclass(frozen=True)
 class Before:
@@ -84,6 +90,15 @@ class Before:
     @classmethod
     def of(cls, version: str, photos: Iterable[Photo], relabelled: int) -> Before:
         return cls(version, collections.Counter(photo.label for photo in photos), relabelled)
+
+
+def since(live: Path | None, photos: Photos, skipped: int, limits: Limits) -> tuple[dict[str, Any] | None, list[Outcome]]:
+    """What changed in the photos since the version ``live``, None without one, and the checks that need no vectors."""
+    if live is None:
+        return None, of_photos(photos, skipped, None, limits)
+    found = changes.between(changes.each_photo(live / changes.PHOTOS), photos)
+    before = Before.of(live.name, changes.each_photo(live / changes.PHOTOS), found.relabelled.count)
+    return {"version": live.name, **found.as_json()}, of_photos(photos, skipped, before, limits)
 
 
 def of_photos(photos: Photos, skipped: int, before: Before | None, limits: Limits) -> list[Outcome]:
@@ -255,7 +270,7 @@ def drift(ours: ClassStatistics, theirs: ClassStatistics) -> dict[str, float]:
 
 
 def _by_chance(statistics: ClassStatistics, number: int) -> float:
-    """How far, squared, the mean of a class lies from that of all photos that it could have."""
+    """The squared standard error of the mean of a class, over all features."""
     return float(statistics.variance[number].sum() / _freedom(statistics.count)[number])
 
 

@@ -7,6 +7,7 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -194,3 +195,8 @@ def _as_on_disk_or_escaped(error: UnicodeError) -> tuple[str | bytes, int]:
 def shown(path: Path) -> str:
     """A path as it is best typed here."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def verb(*words: str) -> str:
+    """``python -m pipeline`` with these words, as it can be pasted here."""
+    return shlex.join([shown(Path(sys.executable)), "-m", "pipeline", *words])

@@ -272,19 +272,9 @@ def read_skipped(path: Path) -> list[Photo]:
         return [Photo(row["path"], row["label"], problem=row["reason"]) for row in csv.DictReader(file)]
 
 
-def readable(path: str) -> str:
-    """A path as it can be printed and written as UTF-8: a byte that is not UTF-8 becomes the replacement character."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
 def in_order(photo: Photo) -> tuple[str, str]:
     """The key by which rows are sorted."""
     return photo.path, photo.label
-
-
-def shortened(items: list[str], most: int = 5) -> str:
-    """The first items in words, and how many more there are."""
-    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
 def fingerprint(photos: Iterable[Photo]) -> str:

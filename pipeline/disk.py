@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.console import verb
 from pipeline.errors import UserError
 
 BLOCK = 4096
@@ -18,8 +19,6 @@ INDEX_ROW = 200
 
 TIGHT = 0.9
 """Of what is free; a run that needs more of it gets a warning."""
-
-RECOMMENDATION = "make room (python -m pipeline runs prune, python -m pipeline cache prune), or move it in [paths] of luigi.cfg"
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def classifier(graph: int, photos: int) -> int:
 
 
 def by_file_system(needs: Iterable[Need], free: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free) -> list[FileSystem]:
-    """Needs put together by the file system that they fall on, those of nothing left out."""
+    """Needs grouped by file system, those of no bytes left out."""
     found: dict[int, list[Need]] = {}
     for need in needs:
         if need.bytes > 0:
@@ -105,7 +104,10 @@ def check(systems: Iterable[FileSystem]) -> list[str]:
     warnings = []
     for one in systems:
         if not one.fits:
-            raise UserError(f"the disk is too full for this run: {one.sentence}; {RECOMMENDATION}")
+            raise UserError(
+                f"the disk is too full for this run: {one.sentence}; make room ({verb('runs', 'prune')}, {verb('cache', 'prune')}), "
+                "or move it in [paths] of luigi.cfg"
+            )
         if one.bytes > TIGHT * one.free:
             warnings.append(f"the disk is nearly full: {one.sentence}")
     return warnings

@@ -23,3 +23,10 @@ def first_line(error: BaseException) -> str:
     before, _, after = str(error).rpartition("\nNode: ")
     text = after.partition("\n")[2] if before else after
     return next((line.strip()[:200] for line in text.splitlines() if line.strip()), type(error).__name__)
+
+
+# Exit codes.
+FAILED = 30
+DATA_MISSING = 20
+INTERRUPTED = 130  # as shells have it for Ctrl-C
+CUT_OFF = 141  # as shells have it for a broken pipe

@@ -245,8 +245,8 @@ class _Trainer:
             return heads.logits(self._batch(count - 1), self.layer, self.shape.heads)
 
     def _side_by_side(self, whole: Optimizer, count: tf.Tensor) -> list[tf.Tensor]:
-        """The steps of all groups of heads, each on a core of its own. Heads share no variable, so that each group goes its way on
-        copies, which are made and written back once a run."""
+        """The steps of all groups of heads, each on a core of its own. Heads share no variable, so each group trains copies, which
+        are made and written back once a run."""
         loops, copies = [], []
         for group in self.groups:
             layer = heads.copy(self.shape, group, f"heads_{group.start}")

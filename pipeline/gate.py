@@ -14,16 +14,17 @@ import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import changes, dataset, evaluation, files
+from pipeline import changes, dataset, evaluation, files, images
 from pipeline.console import Report
-from pipeline.dataset import Photo, readable, shortened
-from pipeline.errors import UserError
+from pipeline.dataset import Photo
+from pipeline.errors import BadImage, UserError
 from pipeline.packed import Packed
+from pipeline.words import percent, readable, shortened
 
 if TYPE_CHECKING:
     from pipeline.classifier import Classifier
@@ -201,7 +202,7 @@ def _compare(limits: Limits, rival: Rival) -> list[tuple[str, bool]]:
     """Sentences on the comparison, each with whether it speaks against the candidate."""
     everywhere = range(len(rival.truth))
     tested = [row for row in everywhere if rival.tested[row]]
-    told = [_accuracies(limits, rival, everywhere, f"{len(rival.truth)} photos")]
+    told = [_accuracies(limits, rival, everywhere, f"{len(rival.truth)} photos" if len(rival.truth) != 1 else "photo")]
     if 0 < len(tested) < len(rival.truth):
         told.append(_accuracies(limits, rival, tested, f"{len(tested)} of them that {rival.name} was tested on"))
     if fallen := _fallen(limits, rival):
@@ -216,7 +217,7 @@ def _fallen(limits: Limits, rival: Rival) -> list[str]:
         rows_of.setdefault(label, []).append(row)
     found = sorted(((label, _paired(rival, rows)) for label, rows in rows_of.items()), key=lambda one: one[1].points)
     return [
-        f"{readable(label)} to {_percent(of_class.candidate_right, of_class.photos)} from {_percent(of_class.live_right, of_class.photos)} "
+        f"{readable(label)} to {percent(of_class.candidate_right / of_class.photos)} from {percent(of_class.live_right / of_class.photos)} "
         f"of {of_class.photos} photos"
         for label, of_class in found
         if of_class.points < -limits.class_margin and of_class.chance < limits.significance
@@ -227,7 +228,7 @@ def _accuracies(limits: Limits, rival: Rival, rows: Sequence[int], which: str) -
     found = _paired(rival, rows)
     is_worse = found.points < -limits.margin and found.chance < limits.significance
     said = (
-        f"{_percent(found.candidate_right, found.photos)} against {_percent(found.live_right, found.photos)} of {rival.name} "
+        f"{percent(found.candidate_right / found.photos)} against {percent(found.live_right / found.photos)} of {rival.name} "
         f"on the same {which} ({_difference(found, limits)})"
     )
     return (f"{said}, more than gate_margin = {limits.margin:g} allows" if is_worse else said), is_worse
@@ -235,10 +236,6 @@ def _accuracies(limits: Limits, rival: Rival, rows: Sequence[int], which: str) -
 
 def _paired(rival: Rival, rows: Sequence[int]) -> Paired:
     return paired([rival.candidate[row] == rival.truth[row] for row in rows], [rival.live[row] == rival.truth[row] for row in rows])
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f} %"
 
 
 def _difference(found: Paired, limits: Limits) -> str:
@@ -275,32 +272,37 @@ def measure_rival(
     Raises UserError where it is asked by the photos and one of them is not as it was when the run began.
     """
     manifest = files.read_json(version / files.MANIFEST)
-    known = set(manifest["labels"])
     testing = [(row, photo) for row, photo in enumerate(dataset.each_photo(packed / dataset.INDEX)) if photo.split == dataset.TESTING]
-    asked_for = {photo.sha256 for _, photo in testing}
-    # A version from before versions kept the list of their photos has none: then none counts as one it learned from.
-    there = changes.each_photo(version / changes.PHOTOS) if (version / changes.PHOTOS).is_file() else ()
-    before = {photo.sha256: photo for photo in there if photo.sha256 in asked_for}
-    ours = [labels[number] for number in evaluation.read_logits(training)[dataset.TESTING].argmax(axis=1)]
-    learned = [photo.sha256 in before and before[photo.sha256].split != dataset.TESTING for _, photo in testing]
-    unknown = [photo.label not in known for _, photo in testing]
-    kept = [number for number in range(len(testing)) if not (learned[number] or unknown[number])]
-    asked = [testing[number] for number in kept]
+    guesses = evaluation.read_logits(training)[dataset.TESTING].argmax(axis=1)
+    before = _photos_of(version, {photo.sha256 for _, photo in testing})
+    learned = {sha256 for sha256, photo in before.items() if photo.split != dataset.TESTING}
+    known = set(manifest["labels"])
+    asked = [
+        (row, photo, labels[guess]) for (row, photo), guess in zip(testing, guesses) if photo.sha256 not in learned and photo.label in known
+    ]
+    photos = [photo for _, photo, _ in asked]
     if same_vectors:
-        theirs = _from_vectors(version, manifest, Packed(packed), [row for row, _ in asked])
+        theirs = _from_vectors(version, manifest, Packed(packed), [row for row, _, _ in asked])
     else:
-        theirs = _from_photos(load(version), [photo for _, photo in asked], photos_folder, progress)
-    photos = [photo for _, photo in asked]
+        theirs = _from_photos(load(version), photos, photos_folder, progress)
+    left_out = sum(photo.sha256 in learned for _, photo in testing)
     return Rival(
         name=version.name,
         labels=manifest["labels"],
         truth=[photo.label for photo in photos],
-        candidate=[ours[number] for number in kept],
+        candidate=[guess for _, _, guess in asked],
         live=theirs,
         tested=[photo.sha256 in before and before[photo.sha256].label == photo.label for photo in photos],
-        learned=sum(learned),
-        unknown=sum(is_unknown and not was_learned for is_unknown, was_learned in zip(unknown, learned)),
+        learned=left_out,
+        unknown=len(testing) - left_out - len(asked),
     )
+
+
+def _photos_of(version: Path, contents: Collection[str]) -> dict[str, Photo]:
+    """Those of the version's own photos that have one of these contents, by content."""
+    if not (version / changes.PHOTOS).is_file():
+        return {}
+    return {photo.sha256: photo for photo in changes.each_photo(version / changes.PHOTOS) if photo.sha256 in contents}
 
 
 def _from_vectors(version: Path, manifest: dict[str, Any], packed: Packed, rows: Sequence[int]) -> list[str]:
@@ -323,19 +325,34 @@ def _from_photos(classifier: Classifier, photos: Sequence[Photo], folder: Path, 
     progress(0, len(photos))
     for photo, prediction in zip(photos, classifier.predict(folder / photo.path for photo in photos)):
         if prediction.problem or files.sha256_file(prediction.path) != photo.sha256:
-            problem = prediction.problem or "it changed while the run was going on"
-            raise UserError(f"{readable(str(prediction.path))}: {problem}, so the live model cannot be asked about it; run again")
+            raise _not_as_it_was(prediction.path, prediction.problem, "the live model cannot be asked about it")
         answers.append(prediction.scores[0].label)
         progress(len(answers), len(photos))
     return answers
 
 
-def milliseconds_a_photo(classifier: Classifier, paths: Sequence[Path]) -> float:
-    """The median time for a photo, one at a time: the fastest of TIMES for each, as what else the machine does is no matter."""
+def _not_as_it_was(path: Path, problem: str, what: str) -> UserError:
+    return UserError(f"{readable(str(path))}: {problem or 'it changed while the run was going on'}, so {what}; run again")
 
-    def once(path: Path) -> float:
+
+def milliseconds_a_photo(classifier: Classifier, photos: Sequence[Photo], folder: Path) -> float:
+    """The median time for a photo, from its bytes, one at a time: of TIMES runs each the fastest, to leave out other load.
+
+    Raises UserError where one is not as it was: there would be nothing to name, which is fast.
+    """
+
+    def once(encoded: bytes) -> float:
         started = time.perf_counter()
-        next(iter(classifier.predict([path])))
+        classifier.probabilities(encoded)
         return 1000 * (time.perf_counter() - started)
 
-    return statistics.median(min(once(path) for _ in range(TIMES)) for path in paths)
+    fastest = []
+    for photo in photos:
+        try:
+            encoded, problem = images.read_file(folder / photo.path), ""
+        except BadImage as error:
+            encoded, problem = b"", str(error)
+        if files.sha256_bytes(encoded) != photo.sha256:
+            raise _not_as_it_was(folder / photo.path, problem, "the candidate cannot be timed with it")
+        fastest.append(min(once(encoded) for _ in range(TIMES)))
+    return statistics.median(fastest)

@@ -465,11 +465,15 @@ AS_IT_IS = np.zeros(0, np.float32)
 """Says that a photo is not distorted, where ``Distortions.drawn`` says how it is."""
 
 
-def decode_view(encoded: tf.Tensor, drawn: tf.Tensor, size: int) -> tf.Tensor:
+def decode_view(encoded: tf.Tensor, drawn: tf.Tensor, size: int, *, half_pixel_centers: bool = True) -> tf.Tensor:
     """In the graph: one encoded image, and AS_IT_IS or how it is distorted → float32 [size, size, 3] in 0..255, RGB."""
     from pipeline.tensorflow_v1 import tf
 
-    return tf.cond(tf.size(drawn) > 0, lambda: decode_and_distort(encoded, drawn, size), lambda: decode_and_resize(encoded, size))
+    return tf.cond(
+        tf.size(drawn) > 0,
+        lambda: decode_and_distort(encoded, drawn, size),
+        lambda: decode_and_resize(encoded, size, half_pixel_centers=half_pixel_centers),
+    )
 
 
 # --- Several looks at one photo -------------------------------------------------------------------------------------

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.dataset import LISTED, SPLITS, TESTING, TRAINING, VALIDATION, Photo, Photos, readable, shortened
+from pipeline.dataset import LISTED, SPLITS, TESTING, TRAINING, VALIDATION, Photo, Photos
 from pipeline.errors import UserError
+from pipeline.words import readable, shortened
 
 FEW_PHOTOS = 20
 """A class with fewer photos gets a warning: two of them would be its whole test."""

@@ -21,8 +21,7 @@ from luigi.configuration import get_config
 from luigi.task_register import TaskClassNotFoundException
 
 from pipeline import console, settings
-from pipeline.commands import FAILED
-from pipeline.errors import UserError
+from pipeline.errors import FAILED, UserError
 
 WRONG_USAGE = 2  # as argparse has it
 
@@ -78,11 +77,12 @@ def _without_abbreviations(build: Callable[..., argparse.ArgumentParser]) -> Cal
 
 
 def _in_a_project(make_task: Callable[[CmdlineParser], Any]) -> Callable[[CmdlineParser], Any]:
-    """Without luigi.cfg Luigi would look for a central scheduler, and might end with 0."""
+    """Without luigi.cfg Luigi would look for a central scheduler, and might end with 0; without the paths there is no place to note what
+    went wrong."""
 
     def made(parser: CmdlineParser) -> Any:
         try:
-            settings.project()
+            settings.paths()
         except UserError as error:
             refuse(str(error))
         return make_task(parser)
@@ -95,13 +95,16 @@ def _or_refused(acquire: Callable[..., bool]) -> Callable[..., bool]:
 
     def acquired(folder: str, *options: Any) -> bool:
         try:
-            return bool(acquire(folder, *options))
+            is_free = bool(acquire(folder, *options))
         except OSError as error:
             refuse(
                 f"{error.filename or folder}: {error.strerror}; Luigi notes there what runs: mend that, "
                 "or name another folder as lock_pid_dir in [core] of luigi.cfg"
             )
             raise
+        if not is_free:
+            console.complain("the same command is running already, in the process named above; wait for it, or stop it and run again")
+        return is_free
 
     return acquired
 

@@ -14,6 +14,9 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+AHEAD = 64
+"""Items for each thread that a map in threads has begun or finished before the first of them is taken."""
+
 
 def usable_cores() -> int:
     """How many cores this process may use: its affinity, and the quota of its cgroup where a container sets one."""
@@ -52,14 +55,14 @@ def has_nvidia() -> bool:
 
 
 def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item], threads: int = 0) -> Iterator[Result]:
-    """``map`` with a thread per usable core, in order, looking ahead by a few items only, so that memory stays flat."""
+    """``map`` with a thread per usable core, in order, looking ahead by AHEAD items a thread at most, so that memory stays flat."""
     threads = threads or usable_cores()
     ahead: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
             for item in items:
                 ahead.append(pool.submit(function, item))
-                while ahead and (ahead[0].done() or len(ahead) >= 64 * threads):
+                while ahead and (ahead[0].done() or len(ahead) >= AHEAD * threads):
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()

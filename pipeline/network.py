@@ -109,19 +109,17 @@ def load(
     """
     _refuse_precision(precision)
     backbone = backbones.load(folder)
-    batch = batch or _batch()
-    with tf.Graph().as_default():
-        encoded = [tf.placeholder(tf.string, []) for _ in range(batch)]
-        drawn = [tf.placeholder(tf.float32, [None]) for _ in range(batch)]
-        with placed_on("CPU:0"):
-            pixels = [images.decode_view(one, how, backbone.input_size) for one, how in zip(encoded, drawn)]
-            photos = _in_parts(pixels)
-        seen, counts = zip(*(images.looks(part, average) for part in photos))
-        normalised = [images.normalise(looks, backbone.mean, backbone.std) for looks in seen]
-        found = images.mean_look(_through(backbones.load_graph(folder, output), backbones.INPUT, normalised, output), counts[0])
-        running = session(threads=usable_cores(), precision=precision, gpu=True)
-        run, decode = running.make_callable(found, [*encoded, *drawn]), running.make_callable(pixels[0].op, [encoded[0], drawn[0]])
-    return Network(run, batch=batch, threads=_callers(), decode=decode)
+    return of_graph(
+        backbones.load_graph(folder, output),
+        given=backbones.INPUT,
+        output=output,
+        size=backbone.input_size,
+        mean=backbone.mean,
+        std=backbone.std,
+        precision=precision,
+        average=average,
+        batch=batch,
+    )
 
 
 def _batch() -> int:
@@ -194,6 +192,8 @@ def of_graph(
     mean: float = 0.0,
     std: float = 1.0,
     half_pixel_centers: bool = True,
+    precision: str = "float32",
+    average: str = "none",
     batch: int | None = None,
 ) -> Network:
     """A frozen graph as a Network.
@@ -202,18 +202,20 @@ def of_graph(
         given: the tensor that takes the images, [batch, size, size, 3] of (pixels - mean) / std, in whatever type it declares.
         output: the tensor that comes out, [batch, width].
         half_pixel_centers: how photos are resized, see ``images.decode_and_resize``.
-        batch: as of ``load``.
+        precision, average, batch: as of ``load``.
     """
     batch = batch or _batch()
     with tf.Graph().as_default():
         encoded = [tf.placeholder(tf.string, []) for _ in range(batch)]
+        drawn = [tf.placeholder(tf.float32, [None]) for _ in range(batch)]
         with placed_on("CPU:0"):
-            pixels = [images.decode_and_resize(one, size, half_pixel_centers=half_pixel_centers) for one in encoded]
+            pixels = [images.decode_view(one, how, size, half_pixel_centers=half_pixel_centers) for one, how in zip(encoded, drawn)]
             photos = _in_parts(pixels)
-        found = _through(graph, given, [images.normalise(part, mean, std) for part in photos], output)
-        running = session(threads=usable_cores(), gpu=True)
-        run, decode = running.make_callable(found, encoded), running.make_callable(pixels[0].op, encoded[:1])
-    return Network(lambda *fed: run(*fed[:batch]), batch=batch, threads=_callers(), decode=lambda one, how: decode(one))
+        seen, counts = zip(*(images.looks(part, average) for part in photos))
+        found = images.mean_look(_through(graph, given, [images.normalise(looks, mean, std) for looks in seen], output), counts[0])
+        running = session(threads=usable_cores(), precision=precision, gpu=True)
+        run, decode = running.make_callable(found, [*encoded, *drawn]), running.make_callable(pixels[0].op, [encoded[0], drawn[0]])
+    return Network(run, batch=batch, threads=_callers(), decode=decode)
 
 
 def _fed(graph: tf.GraphDef, given: str) -> tf.GraphDef:
@@ -233,7 +235,7 @@ def _type_of(graph: tf.GraphDef, given: str) -> tf.DType:
 
 
 def decoder(size: int) -> Callable[[bytes], np.ndarray]:
-    """A call: encoded image → pixels, float32 [size, size, 3] in 0..255, as they come before ``normalise``."""
+    """A call: encoded image → pixels, float32 [size, size, 3] in 0..255, before ``images.normalise``."""
     with tf.Graph().as_default():
         encoded = tf.placeholder(tf.string, [])
         pixels = images.decode_and_resize(encoded, size)

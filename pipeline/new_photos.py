@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline import dataset, files, report, scan
+from pipeline import changes, files, report, scan
 from pipeline.console import Report
-from pipeline.dataset import Photo, Photos, readable
+from pipeline.dataset import Photo, Photos
 from pipeline.errors import DataMissing, UserError
+from pipeline.words import readable, shortened
 
 if TYPE_CHECKING:
     from pipeline.classifier import Classifier
@@ -30,12 +31,15 @@ def labelled(version: Path, images: Path) -> Photos:
         photos = scan.of_folder(images, scan.Memory(Path(folder) / "scan.csv"))
     fine = photos.has("problem", "")
     if not fine.any():
+        if bad := [photo for photo in photos if not photo.is_folder]:
+            first = f"{readable(bad[0].path)}: {bad[0].problem}"
+            raise DataMissing(f"none of the {len(bad)} photos in {readable(str(images))} can be used (the first, {first}); name others")
         raise DataMissing(f"no photos in the class folders of {readable(str(images))}; put them into a folder for each class there")
     known = files.read_json(version / files.MANIFEST)["labels"]
     for label in photos.where(fine).labels()[0]:
         if label not in known:
             raise UserError(
-                f"{readable(label)!r} is no class of {version.name}; its classes are: {dataset.shortened(known, 20)}; "
+                f"{readable(label)!r} is no class of {version.name}; its classes are: {shortened(known, 20)}; "
                 "rename the folder, or move it away"
             )
     return photos
@@ -70,4 +74,5 @@ def evaluate(version: Path, classifier: Classifier, images: Path, photos: Sequen
         skipped=sorted(skipped, key=lambda photo: photo.path),
         logits=np.stack(rows),
         where=images,
+        learned=changes.learned(version, named),
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import changes, files, history
-from pipeline.runs import percent
+from pipeline.words import percent
 
 PUBLISHED = "published"
 REJECTED = "rejected"

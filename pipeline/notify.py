@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from pipeline import nights
 from pipeline.nights import Record
-from pipeline.runs import percent
+from pipeline.words import percent
 
 SECONDS = 10.0
 """How long a server may take to answer."""

@@ -12,7 +12,7 @@ import numpy as np
 PACKED = "bottlenecks.npy"
 
 ROWS_AT_ONCE = 4096
-"""Neighbours that are read at once, at most: one read brings 2 GB at most."""
+"""The most rows in one read, which returns 2 GB at most."""
 
 
 def npy_header(*shape: int) -> bytes:

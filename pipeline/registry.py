@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pipeline import files
+from pipeline.console import verb
 from pipeline.errors import UserError
 
 LATEST = "latest"
@@ -89,9 +90,10 @@ def holds(version: Path, key: str, formats: Iterable[str]) -> bool:
 
 
 def version_of(key: str, formats: Iterable[str], exports: Path) -> Path | None:
-    """The newest version that holds the classifier of this key and these formats, or None."""
+    """The version that holds the classifier of this key and these formats: the live one, else the newest; or None."""
     found = [version for version in versions(exports, f"*-{key[:8]}") if holds(version, key, formats)]
-    return found[-1] if found else None
+    now = live(exports)
+    return now if now in found else found[-1] if found else None
 
 
 def is_pending(version: Path) -> bool:
@@ -128,7 +130,7 @@ def publish(parts: Sequence[Path], exports: Path, note_waiting: files.Waiting, *
         if now and key_of(now) not in (instead_of, key):
             raise Overtaken
         formats = {name for part in parts for name in files.read_json(part / files.MANIFEST).get("formats", ())}
-        same = now if now and holds(now, key, formats) else version_of(key, formats, exports)
+        same = version_of(key, formats, exports)
         if same and not files.damage(same, contents=True):
             _make_live(same, copies)
             return same
@@ -257,7 +259,7 @@ def find(name: str, exports: Path) -> Path:
         return version
     if found := versions(exports / name):
         known = ", ".join(version.name for version in found)
-        raise UserError(f"no version of {name} is live; make one live with: python -m pipeline exports rollback {name} VERSION ({known})")
+        raise UserError(f"no version of {name} is live; make one live with: {verb('exports', 'rollback', name, 'VERSION')} ({known})")
     published = sorted(path.name for path in exports.iterdir() if live(path)) if exports.is_dir() else []
     raise UserError(
         f"{name!r} is neither the folder of an export nor a data set that has one; "

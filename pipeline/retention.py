@@ -135,7 +135,7 @@ def _all_but_newest(folder: Path, keep: int) -> list[Path]:
 
 
 def _is_of_no_version(evaluation: Path, versions: Iterable[tuple[str, str]], data_sets: Iterable[str]) -> bool:
-    """Whether an evaluation is of a version that is gone; of what was never a version here, nothing is known."""
+    """Whether an evaluation is of a version that is gone; not of one that these data sets never had."""
     match = _EVALUATION.fullmatch(evaluation.name)
     return bool(match) and match[1] in data_sets and (match[1], match[2]) not in versions  # type: ignore[index]
 

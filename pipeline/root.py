@@ -39,10 +39,9 @@ from pipeline import (
     tensorflow_import,
 )
 from pipeline.artifacts import Artifact, QuietTask
-from pipeline.commands import INTERRUPTED
-from pipeline.console import shown
+from pipeline.console import shown, verb
 from pipeline.dataset import Photos
-from pipeline.errors import UserError
+from pipeline.errors import INTERRUPTED, UserError
 from pipeline.settings import choices, switch
 from pipeline.tasks import (
     CheckDrift,
@@ -55,6 +54,7 @@ from pipeline.tasks import (
     absolute_model,
     fallback_of,
 )
+from pipeline.words import accuracy
 
 COMPARED = ("output_graph.pb", "labels.txt", changes.PHOTOS)
 """What of a version the gate reads."""
@@ -203,7 +203,7 @@ class Export(QuietTask):
     def snapshot_of(self, photos: Photos) -> str:
         """The name of these photos' snapshot: their fingerprint, with a number where an earlier run could not read all of them.
 
-        What that run made lacks some of the photos, and keeps the name: it is not what is made now that all are there again.
+        What that run made lacks some of the photos, and keeps the name; what is made of all of them needs another.
         """
         fingerprint = dataset.fingerprint(photos)
         names = itertools.chain([fingerprint], (f"{fingerprint}.{number}" for number in itertools.count(2)))
@@ -283,8 +283,6 @@ class Export(QuietTask):
         """What the photos and settings, as they are now, have come to; None where there is something to do."""
         live = registry.live(self.exports)
         version = registry.version_of(self.classifier.key, self.formats, self.exports)
-        if live and version and live != version and registry.holds(live, self.classifier.key, self.formats):
-            version = live
         if live and version and not files.damage(version):
             if version != live and registry.is_pending(version):
                 return None
@@ -327,7 +325,7 @@ class Export(QuietTask):
             if sources.has_photos(self.photos_folder):
                 # Where its photos are those of an old run: the newest snapshots are what runs prune keeps.
                 os.utime(settings.paths(self.data).snapshot(self.data, self.found["snapshot"]))
-                # Workers of a central scheduler take over only what they knew of from the beginning.
+                # A central scheduler gives a worker only tasks that it was told of at the beginning.
                 return list(self.goals) if luigi_program.has_central_scheduler() else [self.photos_check]
             source = settings.profile(self.data).images
             if self.images or not (source.url or source.draw_per_class):
@@ -431,7 +429,7 @@ def result_lines(data: str, version: Path, classifier: ExportGraph) -> list[str]
         f"graph    {shown(version / 'output_graph.pb')}",
         f"labels   {shown(version / 'labels.txt')}",
         f"curves   {shlex.join([shown(Path(sys.executable).with_name('tensorboard')), '--logdir', shown(training.folder)])}",
-        f"predict  {shlex.join([shown(Path(sys.executable)), '-m', 'pipeline', 'predict', data, 'PHOTO.jpg'])}",
+        f"predict  {verb('predict', data, 'PHOTO.jpg')}",
         f"report   {shown(version / runs.PAGE)}",
     ]
     for exported in manifest.get("formats", {}).values():
@@ -449,11 +447,7 @@ def made_before(outcome: Outcome, moment: float) -> bool:
 
 
 def accuracy_in_words(manifest: dict[str, Any]) -> str:
-    low, high = manifest["test_interval"]
-    return (
-        f"{100 * manifest['test_accuracy']:.1f} % ({manifest['test_correct']} of {manifest['test_count']} photos, "
-        f"95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
-    )
+    return accuracy(*(manifest[f"test_{name}"] for name in ("accuracy", "correct", "count", "interval")))
 
 
 # --- What is said, and when -----------------------------------------------------------------------------------------
@@ -481,7 +475,7 @@ def say_nothing_to_do(task: Export, outcome: Outcome) -> None:
         console.say(
             f"{task.data}: nothing to do, {shown(outcome.version)} was made with these photos and settings; it is not live, "
             f"{live_in_words(task)} is. To make it live: "
-            f"{shlex.join([shown(Path(sys.executable)), '-m', 'pipeline', 'exports', 'rollback', task.data, outcome.version.name])}"
+            f"{verb('exports', 'rollback', task.data, outcome.version.name)}"
         )
     else:
         assert outcome.version
@@ -495,7 +489,7 @@ def live_in_words(task: Export) -> str:
     if live is None:
         return "nothing"
     if damage := files.damage(live, contents=True):
-        return f"{shown(live)} (damaged, {damage}; python -m pipeline exports rollback {task.data} VERSION makes another one live)"
+        return f"{shown(live)} (damaged, {damage}; {verb('exports', 'rollback', task.data, 'VERSION')} makes another one live)"
     return shown(live)
 
 

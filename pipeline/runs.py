@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import files, registry
-from pipeline.dataset import shortened
 from pipeline.errors import UserError
+from pipeline.words import decimals, percent, shortened
 
 PAGE = "report.html"
 
@@ -102,14 +102,6 @@ def find(name: str, runs: Sequence[Run]) -> Run:
 # --- Side by side -------------------------------------------------------------------------------------------------------
 
 
-def percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f} %"
-
-
-def decimals(number: float | None) -> str:
-    return "" if number is None else f"{number:.3f}"
-
-
 def comparison(runs: Sequence[Run]) -> list[list[str]]:
     """A table: a column for each run; figures, and the settings in which the runs differ."""
     low_high = [run.manifest["test_interval"] for run in runs]
@@ -133,12 +125,6 @@ def comparison(runs: Sequence[Run]) -> list[list[str]]:
         if len(set(values)) > 1:
             rows.append([name, *values])
     return rows
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table as lines, its columns below one another."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
 
 
 def write(path: Path, rows: Sequence[Sequence[str]]) -> None:

@@ -22,10 +22,11 @@ from pathlib import Path
 
 from pipeline import dataset, files, images
 from pipeline.console import Report, silent
-from pipeline.dataset import Photo, Photos, in_order, readable
+from pipeline.dataset import Photo, Photos, in_order
 from pipeline.errors import BadImage, DataMissing, UserError
 from pipeline.machine import map_in_threads
 from pipeline.tables import Row, Table
+from pipeline.words import readable
 
 _RACY_NS = 2_000_000_000
 """A file that changed less than this before it was read may change again within its time stamp (2 s on FAT)."""

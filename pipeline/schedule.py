@@ -31,9 +31,8 @@ from luigi.task import MixinNaiveBulkComplete
 
 from pipeline import console, files, luigi_program, nights, notify, registry, runs, settings, sources
 from pipeline.artifacts import QuietTask, guarded
-from pipeline.commands import FAILED
 from pipeline.console import shown
-from pipeline.errors import UserError, first_line
+from pipeline.errors import FAILED, UserError, first_line
 from pipeline.nights import Outcome, Record
 from pipeline.root import Export
 from pipeline.tasks import FolderOfPhotos, IndexImages
@@ -123,7 +122,7 @@ def outcome_of(task: Export, told: Sequence[Path]) -> Outcome:
         nights.figures(found.manifest),
         nights.what_changed(files.read_manifest(before) if verdict.get("live") else None, found.manifest) if verdict else [],
         list(verdict["against"]) if found.status == "rejected" else [],
-        f"{found.status} {found.manifest['key']} {'' if found.version else verdict['live_key']}".strip(),
+        f"{found.status} {found.manifest['key']} {found.version.name if found.version else verdict['live_key']}".strip(),
     )
     if not nights.is_told(outcome, told):
         return outcome
@@ -188,21 +187,22 @@ def _is_used(data: str) -> bool:
 
 
 def tell(records: Sequence[Record]) -> None:
-    """Send a summary by e-mail and to the webhook, where they are configured and it is worth it. What does not arrive is a warning.
-
-    Raises UserError for a mistake in their configuration.
-    """
-    settings.check_secrets()  # before one of them is used
-    config = settings.notify()
+    """Send a summary by e-mail and to the webhook, where they are configured and it is worth it. What does not arrive is a warning."""
+    config, by_email = settings.Notify(), True
+    try:
+        settings.check_secrets()  # before one of them is used
+        config = settings.notify()
+    except UserError:  # the nights have failed for it, which the webhook can be told of all the same
+        by_email = False
     if not records or not notify.is_wanted(config.when, records):
         return
-    summary = notify.summary(records, settings.address_of)
+    summary = notify.summary(records, lambda report: settings.address_of(report, config.address))
     if address := os.environ.get(config.webhook_env, "").strip():
         try:
             notify.post(address, summary.payload)
         except (notify.Undelivered, notify.Refused) as error:
             console.warn(f"the webhook of ${config.webhook_env} did not get the summary ({error}); all else is as it would be")
-    if notifications.email().receiver:
+    if by_email and notifications.email().receiver:
         try:
             notify.persistently(lambda: _send_email(summary))
         except (notify.Undelivered, notify.Refused) as error:
@@ -221,6 +221,8 @@ def _send_email(summary: notify.Summary) -> None:
         errors.extend(found)
         return not found
 
+    if unset := settings.unset_secrets():
+        raise notify.Refused(f"{', '.join(unset)} is not set in the environment")
     log, email = logging.getLogger("luigi-interface"), notifications.email()
     text = f"<pre>{html.escape(summary.text)}</pre>" if email.format == "html" else summary.text
     log.addFilter(note)
@@ -292,14 +294,13 @@ class _Run:
         records = [record for night in self.nights.values() if (record := self._result(night, failures))]
         for record in records:
             (console.complain if record.failed else console.say)(record.sentence)
-        with contextlib.suppress(UserError):  # a mistake in [notify]: the failure that is said already
-            tell(records)
+        tell(records)
         if self.is_lost:  # Luigi, which knows of no failure, would end with 0
             sys.stdout.flush()
             os._exit(FAILED)
 
     def _result(self, night: Retrain, failures: Sequence[nights.Failure]) -> Record | None:
-        """The record of a night, which failed unless it is written; None where it is another ``luigi`` that does it, or did."""
+        """The record of a night, of a failure unless it is written; None where the night belongs to another ``luigi``."""
         record = nights.read(night.path)
         if record and not record.failed:
             return record if record.by == this_luigi() else None

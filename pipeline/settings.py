@@ -176,15 +176,14 @@ def notify() -> Notify:
     return found
 
 
-def address_of(report: str) -> str:
-    """A link to a report, whose path starts at the project's folder."""
-    address = notify().address
+def address_of(report: str, address: str) -> str:
+    """A link to a report, whose path starts at the project's folder, which is served under ``address``, or nowhere."""
     return f"{address.rstrip('/')}/{quote(report)}" if address and not Path(report).is_absolute() else (project() / report).as_uri()
 
 
 def _configuration_files() -> list[Path]:
-    """What Luigi reads for this project: luigi.cfg, and what LUIGI_CONFIG_PATH names."""
-    return [Path("luigi.cfg"), *(Path(name) for name in os.environ.get("LUIGI_CONFIG_PATH", "").split(":") if name)]
+    """What Luigi reads for this project: luigi.cfg, and the one file that LUIGI_CONFIG_PATH names."""
+    return [Path("luigi.cfg"), *map(Path, filter(None, [os.environ.get("LUIGI_CONFIG_PATH")]))]
 
 
 def paths(data: str | None = None) -> Paths:
@@ -192,7 +191,7 @@ def paths(data: str | None = None) -> Paths:
     root = project()
     config = get_config()
     given = {key.replace("-", "_"): config.get("paths", key) for key in config.options("paths")}
-    refuse_unknown(given, _DEFAULT_PATHS, "[paths] of luigi.cfg")
+    check_section(given, _DEFAULT_PATHS, "[paths] of luigi.cfg")
     texts = {**_DEFAULT_PATHS, **given, **(profile(data).paths if data else {})}
 
     def resolved(name: str) -> Path:
@@ -271,17 +270,17 @@ def profile(data: str) -> Profile:
     except (configparser.Error, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
     refuse_unknown(sections, ("Export", "images", "paths"), str(file))
-    refuse_unknown(sections.get("paths", {}), _PATHS_OF_A_PROFILE, f"[paths] of {file}")
+    check_section(sections.get("paths", {}), _PATHS_OF_A_PROFILE, f"[paths] of {file}")
     return Profile(file, sections.get("Export", {}), _image_source(sections.get("images", {}), file), sections.get("paths", {}))
 
 
 def _image_source(texts: dict[str, str], file: Path) -> ImageSource:
     fields = {field.name: field for field in dataclasses.fields(ImageSource)}
-    refuse_unknown(texts, fields, f"[images] of {file}")
+    check_section(texts, fields, f"[images] of {file}")
     values: dict[str, Any] = dict(texts)
     for name, text in texts.items():
         if isinstance(fields[name].default, int):
-            if not text.isdigit():
+            if not text.isdecimal():
                 raise UserError(f"{name} = {text!r} in [images] of {file}: a whole number is wanted")
             values[name] = int(text)
     source = ImageSource(**values)
@@ -299,7 +298,7 @@ def _image_source(texts: dict[str, str], file: Path) -> ImageSource:
 def _check_table(source: ImageSource, given: Iterable[str], file: Path) -> None:
     alone = [name for name in ("path_column", "label_column", "label_rule") if name in given and not source.table]
     if alone:
-        raise UserError(f"[images] of {file} has {alone[0]} but no table, whose column it could be; name the table, or remove it")
+        raise UserError(f"[images] of {file} has {alone[0]} but no table; name the table, or remove it")
     try:
         tables.parse_rule(source.label_rule)
     except UserError as error:
@@ -487,6 +486,14 @@ def check_secrets() -> None:
                     raise UserError(
                         f"{key} in [{section}] of {file} is a secret; put it into the environment, and write {key} = ${{ITS_NAME}}"
                     )
+
+
+def unset_secrets() -> list[str]:
+    """The environment variables that secrets in Luigi's configuration are to come from, and that are not there."""
+    values = [
+        parser.get(section, key, fallback="") for _, parser in _parsed_configuration() for section in _SECRETS for key in _SECRETS[section]
+    ]
+    return sorted({name for value in values for name in re.findall(r"\$\{([^}]+)\}", value) if name not in os.environ})
 
 
 def _parsed_configuration() -> Iterator[tuple[Path, configparser.ConfigParser]]:

@@ -27,7 +27,10 @@ def package_folder(package: str) -> Path | None:
     It is found and not imported: who knows what that would load.
     """
     name, _, inside = package.partition("/")
-    found = importlib.util.find_spec(name.replace("-", "_"))
+    try:
+        found = importlib.util.find_spec(name.replace("-", "_"))
+    except ImportError:  # a package in one that is not there
+        found = None
     places = list(found.submodule_search_locations or []) if found else []
     return Path(places[0]) / inside if places else None
 

@@ -22,10 +22,11 @@ import numpy as np
 from PIL import Image
 
 from pipeline import dataset, evaluation, files, images, pictures
-from pipeline.dataset import Photo, readable
+from pipeline.dataset import Photo
 from pipeline.errors import BadImage
 from pipeline.packed import Packed
 from pipeline.tensorflow_v1 import session, tf
+from pipeline.words import readable
 
 MOST_HISTOGRAMS = 20
 """Histograms are large: the classic wrote 72 MB in 4,000 steps."""

@@ -1,4 +1,4 @@
-"""The task graph. Each ``make`` is a few lines that call the library; nothing here imports TensorFlow at the top.
+"""The task graph. Each ``make`` puts together what a task has and calls the library; nothing here imports TensorFlow at the top.
 
 FetchImages ─► IndexImages ─┬─► CheckPhotos    ┌─► CheckDrift                    ┌─► ExportTFLite… ─┐
                             ├─► ComputeBottlenecks ─► TrainFinalLayer ─► ExportGraph ─► Gate ─► Report ─► Export
@@ -53,6 +53,7 @@ from pipeline.fresh_process import FreshProcess
 from pipeline.images import AVERAGES
 from pipeline.settings import choice, choices, number, numbers, switch, text, whole_number
 from pipeline.vector_cache import VectorCache
+from pipeline.words import readable, shortened
 
 if TYPE_CHECKING:
     from pipeline import bottlenecks, final_layer
@@ -230,16 +231,12 @@ class CheckPhotos(_Check):
     )
 
     def make(self, work: Path) -> dict[str, Any]:
-        index, kept = self.requires().folder / dataset.INDEX, self.live_folder / changes.PHOTOS
-        since = before = None
-        if self.live_version and not self.has_kept(changes.PHOTOS):
+        index = self.requires()
+        live = self.live_folder if self.has_kept(changes.PHOTOS) else None
+        if self.live_version and not live:
             console.note(f"{self.data}: the photos are not compared: {self.live_version} does not say what its own were")
-        elif self.live_version:
-            found = changes.between(changes.each_photo(kept), dataset.each_photo(index))
-            before = checks.Before.of(self.live_version, changes.each_photo(kept), found.relabelled.count)
-            since = {"version": self.live_version, **found.as_json()}
-        limits = checks.Limits(self.photos_fall_limit, self.class_share_limit, self.relabelled_limit, self.unreadable_limit)
-        outcomes = checks.of_photos(dataset.read_photos(index), self.requires().output().manifest()["skipped"], before, limits)
+        photos = dataset.read_photos(index.folder / dataset.INDEX)
+        since, outcomes = checks.since(live, photos, index.output().manifest()["skipped"], checks.Limits.of(self))
         self.say(outcomes, since)
         return {"data": self.data, "since": since, "checks": [outcome.as_json() for outcome in outcomes]}
 
@@ -388,9 +385,9 @@ class ComputeBottlenecks(_AfterCheck):
         return settings.paths().torn(self.key).exists()
 
     def _mark_as_torn(self, changed: list[str]) -> None:
-        """By the next run these photos may be as they were: what is made without them must not be taken for its result then.
+        """Mark the output as lacking photos, so that a later run that finds them as they were makes another.
 
-        Where there are none, a mark that an earlier try left goes.
+        Where it lacks none, a mark that an earlier try left goes.
         """
         paths = settings.paths(self.data)
         torn = paths.torn(self.key)
@@ -420,9 +417,11 @@ class ComputeBottlenecks(_AfterCheck):
         with self.progress("cached vectors") as checked, self.progress(unit) as report:
             filled = bottlenecks.compute(rows, Path(self.images), load, cache, drawn=extraction.drawn, checked=checked, report=report)
         rate = f", {filled.computed / (time.time() - started):.0f} a second" if filled.computed else ""
-        console.note(f"bottlenecks of {len(rows)} {unit}: {filled.cached} from the cache, {filled.computed} computed{rate}")
+        different = len(rows.unique())
+        of_them = f" ({different} different)" if different != len(rows) else ""
+        console.note(f"bottlenecks of {len(rows)} {unit}{of_them}: {filled.cached} from the cache, {filled.computed} computed{rate}")
         if filled.damaged:
-            named = dataset.shortened([dataset.readable(path) for path in filled.damaged])
+            named = shortened([readable(path) for path in filled.damaged])
             console.warn(f"the vectors of {len(filled.damaged)} {unit} were damaged on disk and made again: {named}")
         return filled
 
@@ -698,8 +697,8 @@ class Gate(Artifact):
         milliseconds = None
         if self.gate_milliseconds:
             testing = (photo for photo in dataset.each_photo(packed.folder / dataset.INDEX) if photo.split == dataset.TESTING)
-            timed = [photos / photo.path for photo in itertools.islice(testing, gate.TIMED_PHOTOS)]
-            milliseconds = gate.milliseconds_a_photo(load(classifier.folder, batch=1), timed)
+            timed = list(itertools.islice(testing, gate.TIMED_PHOTOS))
+            milliseconds = gate.milliseconds_a_photo(load(classifier.folder, batch=1), timed, photos)
         rival = None
         if self.live:
             live = files.read_json(Path(self.live) / files.MANIFEST)

@@ -12,6 +12,7 @@ from conftest import make_photos
 from pipeline import changes, dataset, files, indexing, scan
 from pipeline.dataset import Photo, Photos
 from pipeline.errors import DataMissing, UserError
+from pipeline.words import readable
 
 DEFAULTS = {"testing_percentage": 10, "validation_percentage": 10, "seed": 0, "unreadable_limit": 20}
 
@@ -109,7 +110,7 @@ def test_a_file_name_that_is_not_utf8_survives_the_index(tmp_path: Path) -> None
     again = dataset.read_photos(tmp_path / "index.csv")
     assert again == photos
     assert (root / again[0].path).is_file()
-    assert dataset.readable(again[0].path) == "red/caf\N{REPLACEMENT CHARACTER}.png"
+    assert readable(again[0].path) == "red/caf\N{REPLACEMENT CHARACTER}.png"
 
 
 def test_a_second_scan_opens_only_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

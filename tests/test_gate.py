@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import json
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pipeline import changes, dataset, evaluation, files, gate
 from pipeline.classifier import Prediction, Score
 from pipeline.console import silent
 from pipeline.dataset import Photo
+from pipeline.errors import UserError
 from pipeline.gate import Limits, Measured, Rival, Verdict, judge, paired, tail
 
 LIMITS = Limits(minimum_accuracy=0, margin=2, class_margin=10, significance=0.2, lost_labels=False, megabytes=0, milliseconds=0)
@@ -215,7 +217,8 @@ def test_no_damage_opens_the_gate(copy_of_finished: Project, lost: str) -> None:
     assert done.returncode == 0, done.stderr
     rejected, *_, stays = done.stdout.splitlines()
     assert rejected.startswith("colours: rejected: classes of the live model that are lost: red")
-    damaged = f"exports/colours/{live.name} (damaged, report.html is missing; python -m pipeline exports rollback colours VERSION makes"
+    rollback = f"{sys.executable} -m pipeline exports rollback colours VERSION makes"
+    damaged = f"exports/colours/{live.name} (damaged, report.html is missing; {rollback}"
     assert (damaged if lost == "report.html" else "colours: nothing stays live") in stays
     assert len(list(live.parent.glob("0*"))) == 1
 
@@ -301,18 +304,35 @@ def test_no_verdict_is_kept_that_lacks_a_photo(copy_of_finished: Project, how: s
     assert "verdict  accepted: " in again.stdout
 
 
-def test_what_else_the_machine_does_is_not_the_time_for_a_photo(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_else_the_machine_does_is_not_the_time_for_a_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = 0.0
-    taken = {"a": iter([9.0, 2.0, 3.0]), "b": iter([1.0, 9.0, 9.0]), "c": iter([9.0, 9.0, 4.0])}
+    taken = {b"a": iter([9.0, 2.0, 3.0]), b"b": iter([1.0, 9.0, 9.0]), b"c": iter([9.0, 9.0, 4.0])}
 
     class Busy:
-        def predict(self, paths: list[Path]) -> Iterator[None]:
+        def probabilities(self, encoded: bytes) -> None:
             nonlocal clock
-            clock += next(taken[paths[0].name]) / 1000
-            yield None
+            clock += next(taken[encoded]) / 1000
 
+    photos = []
+    for content in taken:
+        (tmp_path / content.decode()).write_bytes(content)
+        photos.append(Photo(content.decode(), "x", hashlib.sha256(content).hexdigest()))
     monkeypatch.setattr(gate.time, "perf_counter", lambda: clock)
-    assert gate.milliseconds_a_photo(Busy(), [Path("a"), Path("b"), Path("c")]) == pytest.approx(2)  # type: ignore[arg-type]
+    assert gate.milliseconds_a_photo(Busy(), photos, tmp_path) == pytest.approx(2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("harm", "words"), [("gone", "cannot be read: No such file"), ("other", "it changed while the run was going on")])
+def test_a_photo_that_is_gone_is_not_named_fast(tmp_path: Path, harm: str, words: str) -> None:
+    class Idle:
+        def probabilities(self, encoded: bytes) -> None:
+            pass
+
+    photos = [Photo(name, "x", hashlib.sha256(b"a photo").hexdigest()) for name in ("first", "second")]
+    (tmp_path / "first").write_bytes(b"a photo")
+    if harm == "other":
+        (tmp_path / "second").write_bytes(b"another")
+    with pytest.raises(UserError, match=f"second: {words}.*, so the candidate cannot be timed with it; run again"):
+        gate.milliseconds_a_photo(Idle(), photos, tmp_path)  # type: ignore[arg-type]
 
 
 def test_a_class_that_is_gone_does_not_go_live(copy_of_finished: Project) -> None:

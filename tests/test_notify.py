@@ -192,6 +192,8 @@ def test_a_run_tells_by_webhook_and_email_and_keeps_the_secrets(
     assert "warning: the summary could not be sent by e-mail (SMTPAuthenticationError)" in said[-1]
     assert webhook.posted[-1][1]["status"] == "failed"
     assert len(mailbox.mails) == 1
+    assert retrain("2026-11-03", RETRAIN_WEBHOOK=webhook.address) == 20
+    assert "warning: the summary could not be sent by e-mail (MAIL_PASSWORD is not set in the environment); look at [smtp]" in said[-1]
 
     written = [path.read_bytes() for path in project.root.rglob("*") if path.is_file()]
     for secret in (SECRET, PASSWORD):
@@ -202,6 +204,8 @@ def test_a_run_tells_by_webhook_and_email_and_keeps_the_secrets(
     assert retrain("2026-11-04", **secrets) == 30
     assert "password in [smtp] of luigi.cfg is a secret" in said[-1] and PASSWORD not in said[-1]
     assert len(mailbox.mails) == 1  # it was not used for all that
+    ((night, failed),) = [(one["date"], one["reasons"]) for one in webhook.posted[-1][1]["data_sets"]]
+    assert (night, failed[0].partition(" is a secret")[0]) == ("2026-11-04", "password in [smtp] of luigi.cfg")
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_what_would_run_and_why(copy_of_finished: Project) -> None:
     found = {line.split()[0]: line.split(maxsplit=1)[1] for line in steps}
     assert found["IndexImages"].startswith("would run") and found["IndexImages"].endswith("  other photos")
     assert found["DownloadModel"].startswith("done ") and "  since 20" in found["DownloadModel"]
-    assert found["ComputeBottlenecks"].endswith("  another output of IndexImages; 2 of 32 vectors are computed")
+    assert found["ComputeBottlenecks"].endswith("  another output of IndexImages; 2 of 32 vectors would be computed")
     assert found["TrainFinalLayer"].endswith("  learning_rate 0.03 → 0.01,0.1, another output of ComputeBottlenecks")
     assert list(found)[-1] == "Report"
     assert disk.startswith("disk: about ") and "vectors 16 kB" in disk

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,22 +72,26 @@ def test_what_differs_between_two_runs_and_why_and_what_is_left_of_the_older(cop
 
     assert project.pipeline("exports", "prune").stdout == "0 versions (0.0 MB) may go\n"
     may_go = project.pipeline("exports", "prune", "colours", "--keep", "1").stdout
-    assert may_go.endswith("; remove them with: python -m pipeline exports prune colours --keep 1 --delete\n")
+    assert may_go.endswith(f"; remove them with: {sys.executable} -m pipeline exports prune colours --keep 1 --delete\n")
     for name in settings.FOR_LUIGI:  # as the project ships them; they are no profiles
         shutil.copy(REPOSITORY / f"configs/{name}.cfg", project.root / "configs")
     assert project.pipeline("runs", "prune").stdout.startswith("0 outputs")
     may_go = project.pipeline("exports", "prune", "colours", "--keep", "1").stdout
-    assert may_go.endswith("may go; remove them with: python -m pipeline exports prune colours --keep 1 --delete\n")
+    assert may_go.endswith(f"may go; remove them with: {sys.executable} -m pipeline exports prune colours --keep 1 --delete\n")
     shutil.rmtree(before)
     dry = project.pipeline("runs", "prune", "--keep", "1").stdout.splitlines()
-    assert dry[-1].endswith("remove them with: python -m pipeline runs prune --keep 1 --delete")
+    assert dry[-1].endswith(f"remove them with: {sys.executable} -m pipeline runs prune --keep 1 --delete")
     assert len(project.runs("TrainFinalLayer")) == 2
-    with files.in_use(project.root / "store"):
-        refused = project.pipeline("runs", "prune", "--keep", "1", "--delete")
-    assert refused.returncode == 30
-    assert "error: something runs that works in store; prune when it has ended" in refused.stderr
+    for what in (["runs", "prune", "--keep", "1"], ["cache", "prune"]):
+        with files.in_use(project.root / "store"):
+            assert project.pipeline(*what).returncode == 0
+            refused = project.pipeline(*what, "--delete")
+        assert refused.returncode == 30
+        assert "error: something runs that works in store; prune when it has ended" in refused.stderr
     pruned = project.pipeline("runs", "prune", "--keep", "1", "--delete")
     assert pruned.stdout.splitlines()[-1].startswith("removed 6 outputs"), pruned.stdout  # training, classifier, gate, report, checks
+    why = project.pipeline("runs", "why").stdout.splitlines()
+    assert why == [f"colours/{project.live('colours').name} was not the first run of colours, but none before it is left to compare with"]
     (training,) = project.runs("TrainFinalLayer")
     assert training.name in files.read_json(project.live("colours") / files.MANIFEST)["parents"].values()
     assert "nothing to do" in project.export("--data", "colours", "--how-many-training-steps", "100").stdout
@@ -132,6 +138,7 @@ def test_evaluate_gives_the_same_figures_and_page_for_new_photos(finished: Proje
     html = (tmp_path / "out/report.html").read_text(encoding="utf-8")
     assert "of the new photos named rightly: 11 of 12" in html
     assert "blue/red.png" in html and "page.jpg" in html
+    assert "It has learned" not in html and "was not trained on them" in html
     assert "labelled" in html  # the red one among the blue ones is suspected
     assert "Sweep" not in html
 
@@ -139,7 +146,24 @@ def test_evaluate_gives_the_same_figures_and_page_for_new_photos(finished: Proje
 def test_evaluate_says_which_photos_are_no_test(finished: Project, tmp_path: Path) -> None:
     splits = files.read_json(finished.live("colours") / files.MANIFEST)["splits"]
     done = finished.pipeline("evaluate", "colours", "--images", "data/colours", "--output", str(tmp_path / "out"))
-    assert f"warning: it has learned from {splits['training'] + splits['validation']} of these photos: " in done.stderr
+    learned = splits["training"] + splits["validation"]
+    assert f"warning: it has learned from {learned} of these photos: " in done.stderr
+    assert files.read_json(tmp_path / "out/evaluation.json")["learned"] == learned
+    html = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert f"It has learned from {learned} of these photos." in html
+    assert f"which has learned from {learned} of them" in html and "not trained on them" not in html
+
+
+@pytest.mark.parametrize("where", ["latest", "live"])
+def test_evaluate_writes_into_no_version(finished: Project, tmp_path: Path, where: str) -> None:
+    make_photos(tmp_path / "new", 1, ("red",))
+    version = finished.live("colours")
+    before = {path.name: path.read_bytes() for path in version.iterdir() if path.is_file()}
+    out = f"exports/colours/{version.name if where == 'live' else where}"
+    done = finished.pipeline("evaluate", "colours", "--images", str(tmp_path / "new"), "--output", out)
+    assert (done.returncode, done.stdout) == (30, "")
+    assert f"error: --output = {out} is an output of the pipeline, which other files would damage; name another folder\n" == done.stderr
+    assert {path.name: path.read_bytes() for path in version.iterdir() if path.is_file()} == before
 
 
 def test_evaluate_has_a_place_of_its_own_for_each_set_of_photos(finished: Project, tmp_path: Path) -> None:
@@ -149,6 +173,14 @@ def test_evaluate_has_a_place_of_its_own_for_each_set_of_photos(finished: Projec
     page = done.stdout.split()[-1]
     assert page.startswith("store/evaluations/colours-0001-")
     assert (finished.root / page).is_file()
+
+
+def test_what_is_wrong_with_all_photos_is_said(finished: Project, tmp_path: Path) -> None:
+    (tmp_path / "new/red").mkdir(parents=True)
+    (tmp_path / "new/red/page.jpg").write_text("<html>")
+    done = finished.pipeline("evaluate", "colours", "--images", str(tmp_path / "new"))
+    assert done.returncode == 20
+    assert re.fullmatch(r"error: none of the 1 photos in \S+ can be used \(the first, red/page.jpg: .*HTML.*\); name others\n", done.stderr)
 
 
 @pytest.mark.parametrize(

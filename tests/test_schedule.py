@@ -214,6 +214,30 @@ def test_the_crontab_and_the_systemd_unit_run_as_they_stand_there(colours: Proje
     assert record(colours, "colours", "2026-11-02")["status"] == "nothing to do"
 
 
+def test_what_is_published_once_more_is_told_once_more(colours: Project) -> None:
+    def night(date: str) -> tuple[str, str]:
+        done = luigi(colours, "Retrain", "--data", "colours", "--date", date)
+        assert done.returncode == 0, done.stderr
+        said = record(colours, "colours", date)
+        return said["status"], said["version"]
+
+    first = colours.live("colours")
+    assert night("2026-11-01") == ("published", first.name)
+    os.truncate(first / "labels.txt", 1)  # what is damaged is made again, as another version of the same key
+    status, second = night("2026-11-02")
+    assert (status, second) == ("published", colours.live("colours").name)
+    assert second.partition("-")[2] == first.name.partition("-")[2] and second != first.name
+    assert night("2026-11-03") == ("nothing to do", second)
+
+
+@pytest.mark.parametrize("task", [["Export", "--data", "mine"], ["Retrain", "--data", "mine"], ["RetrainAll"]])
+def test_without_its_paths_nothing_begins(project: Project, task: list[str]) -> None:
+    config = project.root / "luigi.cfg"
+    config.write_text(re.sub("(?m)^store =", "stor =", config.read_text()))
+    done = luigi(project, *task)
+    assert (done.returncode, done.stderr) == (30, "error: 'stor' is unknown in [paths] of luigi.cfg; is store meant?\n")
+
+
 def test_an_outcome_is_told_once(tmp_path: Path) -> None:
     told = [tmp_path / "1.json", tmp_path / "2.json"]
     outcome = nights.Outcome(nights.REJECTED, "0002-aa", reasons=["it is worse"], id="rejected aa")

@@ -36,13 +36,16 @@ URL = "[images]\nurl = http://127.0.0.1:9/x.tgz\nsha256 = 00\nbytes = 1\n"
         ("[paths]\nstore = x\n", r"'store' is unknown in \[paths\] of"),
         ("[images]\nurl = http://x/y.tgz\n", "has a url but not its sha256 and bytes"),
         ("[images]\nbytes = many\n", "bytes = 'many' .* a whole number is wanted"),
+        ("[images]\nbytes = ²\n", "bytes = '²' .* a whole number is wanted"),
+        ("[images]\ntable =\n", r"table in \[images\] of .* has no value; give it one, or remove the line"),
+        ("[paths]\nexports =\n", r"exports in \[paths\] of .* has no value; give it one, or remove the line"),
         ("learning_rate = 1\n", r"begins without a section; put \[Export\] above the settings"),
         ("[images]\nurl = 100%\n", "a % is written %%"),
         ("[DEFAULT]\nseeed = 3\n", "'DEFAULT' is unknown in .*known are: Export, images, paths"),
         ("[Export]\nlearning_rate =\n", r"learning_rate in \[Export\] of .* has no value; give it one, or remove the line"),
         ("[images]\nfallback = other\n", r"has a fallback but no url, .*; name the archive, or remove it"),
         ("[images]\npackage = x\ndraw_per_class = 3\n", "has package and draw_per_class, which are different ways .*; keep one of them"),
-        ("[images]\nlabel_column = kind\n", "has label_column but no table, .*; name the table, or remove it"),
+        ("[images]\nlabel_column = kind\n", "has label_column but no table; name the table, or remove it"),
         ("[images]\ntable = x.csv\nlabel_rule = a <> 3\n", r"\[images\] of .*mine.cfg: label_rule has 'a <> 3'; write LABEL = VALUE"),
         (URL + "fallback = nosuch\n", r"fallback = nosuch in .*: there is no folder .*/data/nosuch, and no profile .*; name another"),
         (URL + "fallback = mine\n", "fallback = mine in .*: it has a fallback itself; name a data set that has none"),
@@ -98,6 +101,21 @@ def test_a_file_on_top_of_luigi_cfg_is_checked_too(inside: Project, monkeypatch:
     monkeypatch.setenv("LUIGI_CONFIG_PATH", "configs/night.cfg")
     with pytest.raises(UserError, match=r"\[Exprot\] in configs/night.cfg has no effect; is \[Export\] meant"):
         Export(data="mine").check()
+
+
+def test_two_files_on_top_of_luigi_cfg_are_one_that_is_not_there(inside: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Luigi takes the whole text for one name."""
+    (inside.root / "configs/night.cfg").write_text("[Export]\nseed = 1\n")
+    monkeypatch.setenv("LUIGI_CONFIG_PATH", "configs/night.cfg:luigi.cfg")
+    with pytest.raises(UserError, match="LUIGI_CONFIG_PATH names configs/night.cfg:luigi.cfg, and there is no such file"):
+        Export(data="mine").check()
+
+
+def test_an_empty_path_is_an_error(inside: Project) -> None:
+    """It would be the project's folder, or the root of the file system."""
+    get_config().set("paths", "store", "")
+    with pytest.raises(UserError, match=r"store in \[paths\] of luigi.cfg has no value; give it one, or remove the line"):
+        settings.paths()
 
 
 def test_a_file_that_is_named_and_not_there_is_an_error(inside: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +226,7 @@ def test_the_project_is_where_luigi_cfg_was_read(project: Project, tmp_path: Pat
         settings.project()
     config = get_config()
     config.read(project.root / "luigi.cfg")
-    monkeypatch.setenv("LUIGI_CONFIG_PATH", f"/nowhere/cron.cfg:{project.root}/luigi.cfg")
+    monkeypatch.setenv("LUIGI_CONFIG_PATH", f"{project.root}/luigi.cfg")
     assert settings.project() == project.root
     for section in config.sections():
         config.remove_section(section)

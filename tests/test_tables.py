@@ -182,6 +182,7 @@ def test_a_package_is_found_and_not_imported(tmp_path: Path, monkeypatch: pytest
     assert sources.package_folder("some-cells/data") == tmp_path / "some_cells/data"
     assert sources.package_folder("other-cells/data") is None
     assert sources.package_folder("csv") is None  # a module, with no folder
+    assert sources.package_folder("nosuch.inside/data") is None
     assert sources.distribution("some_cells/data") == "some-cells"
 
 

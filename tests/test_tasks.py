@@ -331,6 +331,9 @@ def test_two_starts_at_once(project: Project) -> None:
     os.killpg(first.pid, signal.SIGSTOP)  # at work for as long as it takes the others to find it there
     same = project.export("--data", "shapes", *FEW_STEPS)
     assert same.returncode == 10
+    assert same.stderr.splitlines()[-1] == (
+        "error: the same command is running already, in the process named above; wait for it, or stop it and run again"
+    )
     assert str(first.pid) in same.stdout + same.stderr
     other = project.start("--data", "shapes", *FEW_STEPS, "--final-tensor-name", "scores")
     assert other.stderr is not None
@@ -605,7 +608,7 @@ def test_a_live_version_that_no_size_shows_to_be_damaged_is_named_by_the_next_ca
     project, live = copy_of_finished, copy_of_finished.live("colours")
     flip_a_byte(live / "output_graph.pb")
     rejected = project.export("--data", "colours", *FEW_STEPS, "--learning-rate", "0.02", "--gate-megabytes", "0.1")
-    stays = f"exports/colours/{live.name} (damaged, output_graph.pb was altered; python -m pipeline exports rollback"
+    stays = f"exports/colours/{live.name} (damaged, output_graph.pb was altered; {sys.executable} -m pipeline exports rollback"
     assert stays in rejected.stdout.splitlines()[-1]
     done = project.export("--data", "colours", *FEW_STEPS, "--learning-rate", "0.01")
     assert f"warning: exports/colours/{live.name} is damaged (output_graph.pb was altered); a new version" in done.stderr

@@ -230,36 +230,20 @@ def thaw(frozen: Frozen) -> Thawed:
     """
     from pipeline.tensorflow_v1 import tf
 
-    described = frozen.description
-    graph = _dequantized(cut(frozen))
-    image = tf.placeholder(tf.float32, [None, described.size, described.size, 3], name="image")
+    described, graph = frozen.description, _dequantized(cut(frozen))
     wiring = Wiring(graph)
     wiring.start_at(node_of(described.input))
-    values, replaced = [], {described.input: as_type(image, type_fed(wiring.nodes[wiring.start]))}
-    averages = _moving_averages(wiring)
-    rest = tf.GraphDef()
-    rest.versions.CopyFrom(graph.versions)
-    functions_of(rest).extend(functions_called(graph.node, functions_of(graph)))
-    for node in graph.node:
-        if not _is_weights(node):
-            if node.name != wiring.start:
-                rest.node.add().CopyFrom(node)
-            continue
-        weights = value_of(node)
-        variable = tf.get_variable(
-            f"{SCOPE}/{node.name}",
-            weights.shape,
-            tf.as_dtype(weights.dtype),
-            initializer=tf.zeros_initializer(),
-            use_resource=True,
-            trainable=node.name not in averages,
-        )
-        values.append((variable, weights))
+    image = tf.placeholder(tf.float32, [None, described.size, described.size, 3], name="image")
+    replaced, averages = {described.input: as_type(image, type_fed(wiring.nodes[wiring.start]))}, _moving_averages(wiring)
+    weights: dict[str, tuple[tf.Variable, np.ndarray]] = {}
+    for node in filter(_is_weights, graph.node):
+        variable, _ = weights[node.name] = _thawed(node, trainable=node.name not in averages)
         replaced[f"{node.name}:0"] = variable.value()
-    if not values:
+    if not weights:
         raise UserError(
             f"there are no weights between {described.input} and {described.bottleneck}; name another bottleneck, or another model"
         )
+    rest = _without(graph, {wiring.start, *weights})
     _keep_only_used(rest, replaced)
     found = _imported(rest, replaced, [name for name in (described.bottleneck, described.logits) if name])
     outputs = {"input": image, "bottleneck": _vectors(found[0], "bottleneck")}
@@ -270,7 +254,25 @@ def thaw(frozen: Frozen) -> Thawed:
         outputs |= {"logits": logits, "softmax": tf.nn.softmax(logits, name="softmax")}
     for collection, tensor in outputs.items():
         tf.add_to_collection(collection, tensor)
-    return Thawed(outputs, values)
+    return Thawed(outputs, list(weights.values()))
+
+
+def _thawed(node: tf.NodeDef, *, trainable: bool) -> tuple[tf.Variable, np.ndarray]:
+    """A variable in the place of a constant, and the value that it is to get."""
+    from pipeline.tensorflow_v1 import tf
+
+    value, zeros = value_of(node), tf.zeros_initializer()
+    name, dtype = f"{SCOPE}/{node.name}", tf.as_dtype(value.dtype)
+    return tf.get_variable(name, value.shape, dtype, zeros, use_resource=True, trainable=trainable), value
+
+
+def _without(graph: tf.GraphDef, names: set[str]) -> tf.GraphDef:
+    """The graph without some nodes, and with the functions that the others call."""
+    from pipeline.tensorflow_v1 import tf
+
+    rest = tf.GraphDef(node=[node for node in graph.node if node.name not in names], versions=graph.versions)
+    functions_of(rest).extend(functions_called(graph.node, functions_of(graph)))
+    return rest
 
 
 def as_type(image: tf.Tensor, kind: tf.DType) -> tf.Tensor:

@@ -74,7 +74,8 @@ def freeze(found: Frozen, meta: tf.MetaGraphDef, prefix: Path) -> Frozen:
     try:
         with tf.Graph().as_default() as built, session(threads=1) as running, _plainly_named(prefix) as named:
             tf.import_graph_def(graph, name="", producer_op_list=meta.meta_info_def.stripped_op_list)
-            running.run([_restoring(built, node, named, _kept_as(meta)) for node in variables])
+            kept_as = _kept_as(meta)
+            running.run([_restoring(built, node, named, kept_as) for node in variables])
             found.graph = tf.graph_util.convert_variables_to_constants(running, graph, _ends(found))
     except (tf.errors.OpError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{prefix} is no checkpoint that can be restored ({first_line(error)})") from None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections import Counter
 from pathlib import Path
 
-from pipeline import console, dataset, files
-from pipeline.commands import FAILED, Verbs, manifests
-from pipeline.errors import UserError
+from pipeline import console, dataset, files, settings, vector_cache
+from pipeline.commands import Verbs, manifests, nothing_else_running
+from pipeline.console import verb
+from pipeline.errors import FAILED, UserError
 
 
 def add(verbs: Verbs) -> None:
@@ -21,8 +23,6 @@ def add(verbs: Verbs) -> None:
 
 
 def _show(_: argparse.Namespace) -> int:
-    from pipeline import settings, vector_cache
-
     hits: Counter[str] = Counter()
     computed: Counter[str] = Counter()
     for manifest in manifests("ComputeBottlenecks"):
@@ -37,8 +37,6 @@ def _show(_: argparse.Namespace) -> int:
 
 
 def _verify(_: argparse.Namespace) -> int:
-    from pipeline import settings, vector_cache
-
     folders = vector_cache.survey(settings.paths().bottleneck_dir)
     total = sum(found.count for found in folders)
     checked = damaged = 0
@@ -59,8 +57,11 @@ def _verify(_: argparse.Namespace) -> int:
 
 
 def _prune(options: argparse.Namespace) -> int:
-    from pipeline import settings, vector_cache
+    with nothing_else_running() if options.delete else contextlib.nullcontext():
+        return _prune_unused(options.delete)
 
+
+def _prune_unused(delete: bool) -> int:
     folders = [folder for task in ("IndexImages", "ComputeBottlenecks") for folder in settings.paths().runs(task)]
     for folder in folders:
         if damage := files.damage(folder, contents=True, names=[dataset.INDEX]):
@@ -73,9 +74,9 @@ def _prune(options: argparse.Namespace) -> int:
     for folder in vector_cache.folders(settings.paths().bottleneck_dir):
         for entry in vector_cache.unused(folder, used):
             count, size = count + 1, size + entry.stat(follow_symlinks=False).st_size
-            if options.delete:
+            if delete:
                 vector_cache.remove(Path(entry.path))
     what = f"{count} vectors ({size / 1e6:.1f} MB) of photos that are in no index"
-    again = "; remove them with: python -m pipeline cache prune --delete" if count else ""
-    console.say(f"removed {what}" if options.delete else f"{what}{again}")
+    again = f"; remove them with: {verb('cache', 'prune', '--delete')}" if count else ""
+    console.say(f"removed {what}" if delete else f"{what}{again}")
     return 0

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 
-from pipeline import console
+from pipeline import console, files, registry, runs, settings
 from pipeline.commands import Verbs, exports_folders
-from pipeline.console import shown
+from pipeline.console import shown, verb
 from pipeline.errors import UserError
+from pipeline.words import aligned, percent
 
 KEPT = 5
 
@@ -43,8 +43,6 @@ def _names_version(parser: argparse.ArgumentParser, default: str) -> None:
 
 def exports_folder(data: str) -> Path:
     """The folder of a data set's versions. Raises UserError where it has none."""
-    from pipeline import registry, settings
-
     folder = settings.paths(data).exports / data
     if not registry.versions(folder):
         known = [folder.name for folder in exports_folders()]
@@ -56,8 +54,6 @@ def exports_folder(data: str) -> Path:
 
 def _version(options: argparse.Namespace, default: Path | None, without_default: str = "") -> Path:
     """The version that a person names."""
-    from pipeline import registry
-
     folder = exports_folder(options.data)
     if options.version is None:
         if default is None:
@@ -75,8 +71,6 @@ def _version(options: argparse.Namespace, default: Path | None, without_default:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from pipeline import files, registry, runs
-
     folders = [exports_folder(options.data)] if options.data else exports_folders()
     if not folders:
         console.say("no version yet: make retrain, or luigi --module pipeline Export")
@@ -87,10 +81,10 @@ def _list(options: argparse.Namespace) -> int:
         for version in registry.versions(folder):
             says = files.read_json(version / files.MANIFEST)
             state = ", ".join(word for word, holds in (("live", version == live), ("pinned", version.name in pinned)) if holds)
-            accuracy = runs.percent(says["test_accuracy"])
+            accuracy = percent(says["test_accuracy"])
             made = [says["finished"][:10], says["backbone"]["name"], str(says["photos"]), accuracy, f"{_megabytes(version):.1f}"]
             rows.append([f"{folder.name}/{version.name}", state, *made])
-    for line in runs.aligned(rows):
+    for line in aligned(rows):
         console.say(line)
     for folder in folders:
         for problem in registry.problems(folder):
@@ -99,14 +93,10 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _megabytes(version: Path) -> float:
-    from pipeline import files
-
     return sum(file["bytes"] for file in files.read_json(version / files.MANIFEST)["files"].values()) / 1e6
 
 
 def _show(options: argparse.Namespace) -> int:
-    from pipeline import files, registry, runs
-
     folder = exports_folder(options.data)
     version = _version(options, registry.live(folder), "live version")
     says = files.read_json(version / files.MANIFEST)
@@ -118,20 +108,18 @@ def _show(options: argparse.Namespace) -> int:
         ["model", says["backbone"]["name"]],
         ["photos", str(says["photos"])],
         ["labels", ", ".join(says["labels"])],
-        ["test accuracy", runs.percent(says["test_accuracy"])],
+        ["test accuracy", percent(says["test_accuracy"])],
         *([["verdict", verdict["words"]]] if verdict else []),
         *(["", finding] for finding in verdict.get("findings", [])[1:]),
         ["whole", files.damage(version, contents=True) or "yes"],
         *([["report", shown(version / runs.PAGE)]] if (version / runs.PAGE).is_file() else []),
     ]
-    for line in runs.aligned(rows):
+    for line in aligned(rows):
         console.say(line)
     return 0
 
 
 def _pin(options: argparse.Namespace) -> int:
-    from pipeline import registry
-
     folder = exports_folder(options.data)
     version = _version(options, registry.live(folder), "live version")
     registry.pin(version, not options.off, console.note)
@@ -140,8 +128,6 @@ def _pin(options: argparse.Namespace) -> int:
 
 
 def _roll_back(options: argparse.Namespace) -> int:
-    from pipeline import registry, settings
-
     folder = exports_folder(options.data)
     before = registry.live(folder)
     version = _version(options, registry.before_live(folder), "version before the live one")
@@ -151,8 +137,6 @@ def _roll_back(options: argparse.Namespace) -> int:
 
 
 def _prune(options: argparse.Namespace) -> int:
-    from pipeline import registry
-
     if options.keep < 0:
         raise UserError(f"--keep = {options.keep}: 0 or more is allowed")
     count, megabytes = 0, 0.0
@@ -168,6 +152,6 @@ def _prune(options: argparse.Namespace) -> int:
     if options.delete:
         console.say(f"removed {what}")
     else:
-        again = f"python -m pipeline exports prune {f'{shlex.quote(options.data)} ' if options.data else ''}--keep {options.keep} --delete"
+        again = verb("exports", "prune", *([options.data] if options.data else []), "--keep", str(options.keep), "--delete")
         console.say(f"{what} may go" + (f"; remove them with: {again}" if count else ""))
     return 0

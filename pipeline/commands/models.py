@@ -6,9 +6,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from pipeline import console
-from pipeline.commands import FAILED, Verbs
+import luigi
+
+from pipeline import backbones, console, settings
+from pipeline.backbones.catalogue import CATALOGUE
+from pipeline.commands import Verbs
 from pipeline.console import shown
+from pipeline.errors import FAILED
+from pipeline.tasks import DownloadModel, absolute_model
 
 
 def add(verbs: Verbs) -> None:
@@ -36,11 +41,6 @@ def describes_model(parser: argparse.ArgumentParser) -> None:
 
 def backbone(options: argparse.Namespace) -> Path:
     """The folder of a backbone, made where it is not there yet, in a process of its own as in a training."""
-    import luigi
-
-    from pipeline import backbones, settings
-    from pipeline.tasks import DownloadModel, absolute_model
-
     described = {
         name: parameter.parse(getattr(options, name))
         for name, parameter in DownloadModel.get_params()
@@ -56,8 +56,6 @@ def backbone(options: argparse.Namespace) -> Path:
 
 
 def _list(_: argparse.Namespace) -> int:
-    from pipeline.backbones.catalogue import CATALOGUE
-
     console.say(f"{'name':<36}{'MB':>6}{'input':>7}{'width':>7}{'top-1 %':>9}  licence     source")
     for name, entry in CATALOGUE.items():
         megabytes, top1 = (f"{figure:.1f}" if figure else "?" for figure in (entry.megabytes, entry.top1))
@@ -67,8 +65,6 @@ def _list(_: argparse.Namespace) -> int:
 
 
 def _graph(options: argparse.Namespace) -> int:
-    from pipeline import backbones, settings
-
     folder = backbone(options)
     logdir = settings.paths().store / "graphs" / folder.name
     backbones.write_graph_summary(folder, logdir)

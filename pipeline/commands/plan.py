@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from pipeline import console
+from luigi.cmdline_parser import CmdlineParser
+
+from pipeline import changes, checks, console, disk, files, forecast, luigi_program, registry, settings, sources
 from pipeline.commands import Verbs
 from pipeline.console import shown
 from pipeline.errors import DataMissing
+from pipeline.root import say_nothing_to_do
+from pipeline.words import aligned
 
 if TYPE_CHECKING:
     from pipeline.indexing import Index
@@ -26,10 +30,6 @@ def add(verbs: Verbs) -> None:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from luigi.cmdline_parser import CmdlineParser
-
-    from pipeline import luigi_program
-
     luigi_program.say_in_one_line()
     with CmdlineParser.global_instance(["Export", "--module", "pipeline", *options.more]) as parser:
         export = parser.get_task_obj()
@@ -41,9 +41,6 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _plan_of(export: Export) -> int:
-    from pipeline import disk, forecast, runs, settings, sources
-    from pipeline.root import say_nothing_to_do
-
     paths = settings.paths(export.data)
     if not sources.has_photos(export.photos_folder):
         source = settings.profile(export.data).images
@@ -65,9 +62,9 @@ def _plan_of(export: Export) -> int:
     for step in forecast.steps(export.goals):
         words = step.words
         if step.task.key == packed.key and not step.is_done:
-            words += f"; {missing:,} of {rows:,} vectors are computed"
+            words += f"; {missing:,} of {rows:,} vectors would be computed"
         lines.append([step.task.task_family, "done" if step.is_done else "would run", step.task.key, words])
-    for line in runs.aligned(lines):
+    for line in aligned(lines):
         console.say(line)
     for system in disk.by_file_system(forecast.needs(export.classifier, index.photos, rows, missing)):
         console.say(f"{'disk' if system.fits else 'would stop, the disk is too full'}: {system.sentence}")
@@ -77,16 +74,12 @@ def _plan_of(export: Export) -> int:
 
 def _say_photos(export: Export, index: Index) -> None:
     """The photos, what changed in them since the live version, and what the checks that need no vectors will say of them."""
-    from pipeline import changes, checks, files, registry, settings
-
     live = registry.live(settings.paths(export.data).exports / export.data)
-    since, before = "", None
-    if live and not files.damage(live, contents=True, names=[changes.PHOTOS]):
-        found = changes.between(changes.each_photo(live / changes.PHOTOS), index.photos)
-        since = f"; since {live.name}: {changes.sentence(found.as_json())}"
-        before = checks.Before.of(live.name, changes.each_photo(live / changes.PHOTOS), found.relabelled.count)
-    console.say(f"{export.data}: {len(index.photos):,} photos in {len(index.labels)} classes{since}")
-    limits = checks.Limits(export.photos_fall_limit, export.class_share_limit, export.relabelled_limit, export.unreadable_limit)
-    for outcome in checks.of_photos(index.photos, len(index.skipped), before, limits):
+    if live and files.damage(live, contents=True, names=[changes.PHOTOS]):
+        live = None
+    since, outcomes = checks.since(live, index.photos, len(index.skipped), checks.Limits.of(export))
+    words = f"; since {since['version']}: {changes.sentence(since)}" if since else ""
+    console.say(f"{export.data}: {len(index.photos):,} photos in {len(index.labels)} classes{words}")
+    for outcome in outcomes:
         if not outcome.fine:
             console.say(f"{'would stop' if outcome.check in export.stop_on else 'would warn'}: {outcome.sentence}")

@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import console, files, scan
-from pipeline.commands import FAILED, Verbs
+from pipeline import console, files, scan, settings
+from pipeline.backbones import Description
+from pipeline.commands import Verbs
 from pipeline.commands.models import backbone, describes_model
 from pipeline.console import shown
-from pipeline.dataset import readable
-from pipeline.errors import UserError
+from pipeline.errors import FAILED, UserError
+from pipeline.words import percent, readable
 
 if TYPE_CHECKING:
     from pipeline.classifier import Classifier, Prediction, Score
@@ -89,8 +90,6 @@ def _takes_photos(parser: argparse.ArgumentParser, run: Callable[[argparse.Names
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from pipeline import settings
-
     if options.graph:
         return _predict_with_graph(options)
     of_graphs = ("labels", "input_layer", "output_layer", "input_size", "input_mean", "input_std")
@@ -120,7 +119,6 @@ def _predict_with_graph(options: argparse.Namespace) -> int:
 
     def load() -> Classifier:
         from pipeline import retrained
-        from pipeline.backbones import Description
 
         given = Description(
             input=options.input_layer or "",
@@ -137,12 +135,10 @@ def _predict_with_graph(options: argparse.Namespace) -> int:
 
 
 def _classify(options: argparse.Namespace) -> int:
-    folder = backbone(options)
-
     def load() -> Classifier:
         from pipeline.classifier import load_pretrained
 
-        return load_pretrained(folder)
+        return load_pretrained(backbone(options))
 
     return _name_photos(options, load)
 
@@ -190,7 +186,7 @@ def _text(prediction: Prediction, scores: Sequence[Score], top_k: int) -> None:
     if prediction.problem:
         console.complain(f"{path}: {prediction.problem}")
     else:
-        named = "; ".join(f"{score.label} {100 * score.probability:.1f} %" for score in scores)
+        named = "; ".join(f"{score.label} {percent(score.probability)}" for score in scores)
         console.say(f"{path}: {named or 'no label is so probable'}")
 
 

@@ -7,10 +7,11 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import console
-from pipeline.commands import Verbs, exports_folders
-from pipeline.console import shown
+from pipeline import changes, console, history, retention, runs, settings
+from pipeline.commands import Verbs, exports_folders, nothing_else_running
+from pipeline.console import shown, verb
 from pipeline.errors import UserError
+from pipeline.words import aligned, percent
 
 if TYPE_CHECKING:
     from pipeline.runs import Run
@@ -36,14 +37,10 @@ def add(verbs: Verbs) -> None:
 
 
 def all_runs() -> list[Run]:
-    from pipeline import runs, settings
-
     return runs.all_runs(exports_folders(), settings.paths().runs("Report"))
 
 
 def _list(_: argparse.Namespace) -> int:
-    from pipeline import runs
-
     found = all_runs()
     if not found:
         console.say("no run yet: make retrain, or luigi --module pipeline Export")
@@ -52,18 +49,16 @@ def _list(_: argparse.Namespace) -> int:
     for run in found:
         says = run.manifest
         page = shown(run.page) if run.page.is_file() else ""
-        accuracy = runs.percent(says["test_accuracy"])
+        accuracy = percent(says["test_accuracy"])
         rows.append([run.name, run.state, says["finished"][:10], says["backbone"]["name"], str(says["photos"]), accuracy, page])
-    for line in runs.aligned(rows):
+    for line in aligned(rows):
         console.say(line)
     return 0
 
 
 def _show(options: argparse.Namespace) -> int:
-    from pipeline import runs
-
     run = runs.find(options.name, all_runs())
-    for line in runs.aligned(runs.comparison([run])):
+    for line in aligned(runs.comparison([run])):
         console.say(line)
     if run.figure("count"):
         console.say(f"suspected labels     {run.figure('suspected_labels')}")
@@ -73,23 +68,19 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from pipeline import runs, settings
-
     found = all_runs()
     compared = [runs.find(name, found) for name in options.names]
     rows = runs.comparison(compared)
-    for line in runs.aligned(rows):
+    for line in aligned(rows):
         console.say(line)
     names = "_".join(run.name.replace("/", "-") for run in compared)
-    path = Path(options.output) if options.output else settings.paths().store / "comparisons" / f"{names[:200]}.csv"
+    path = Path(options.output).expanduser() if options.output else settings.paths().store / "comparisons" / f"{names[:200]}.csv"
     runs.write(path, rows)
     console.say(f"table    {shown(path.resolve())}")
     return 0
 
 
 def _why(options: argparse.Namespace) -> int:
-    from pipeline import history, runs, settings
-
     found = all_runs()
     newest = max(found, key=lambda run: run.finished, default=None)
     if newest is None:
@@ -97,7 +88,10 @@ def _why(options: argparse.Namespace) -> int:
     run = runs.find(options.name, found) if options.name else newest
     earlier = history.before(run, found)
     if earlier is None:
-        console.say(f"{run.name} is the first run of {run.manifest['data']}: everything was made")
+        if run.manifest.get("verdict", {}).get("live"):
+            console.say(f"{run.name} was not the first run of {run.manifest['data']}, but none before it is left to compare with")
+        else:
+            console.say(f"{run.name} is the first run of {run.manifest['data']}: everything was made")
         return 0
     console.say(f"{run.name} after {earlier.name}")
     paths = settings.paths()
@@ -105,15 +99,13 @@ def _why(options: argparse.Namespace) -> int:
     rows = [[step.task, step.words] for step in history.steps(run, earlier, folders)]
     changed = history.changed_photos(run, earlier)
     rows += _photos_rows(changed) if changed else [["photos", "not known: one of the two does not say what its photos were"]]
-    for line in runs.aligned(rows):
+    for line in aligned(rows):
         console.say(line)
     return 0
 
 
 def _photos_rows(changed: dict[str, Any]) -> list[list[str]]:
     """What changed in the photos, and the first of them by name."""
-    from pipeline import changes
-
     rows = [["photos", changes.sentence(changed)]]
     for name, words in changes.WORDS.items():
         rows += [["", f"{words}: {first}"] for first in changed[name]["first"]]
@@ -123,31 +115,26 @@ def _photos_rows(changed: dict[str, Any]) -> list[list[str]]:
 
 
 def _prune(options: argparse.Namespace) -> int:
-    from pipeline import files, retention, runs, settings
-
     if options.keep < 1:
         raise UserError(f"--keep = {options.keep}: 1 or more is allowed")
     store = settings.paths().store
     # A profile that cannot be read may have moved its versions: asking each for its paths refuses before anything is removed.
     exports = [*exports_folders(), *(settings.paths(data).exports / data for data in settings.profiles())]
-    try:
-        with files.alone(store) if options.delete else contextlib.nullcontext():
-            found = retention.unneeded(store, exports, options.keep)
-            for item in found if options.delete else ():
-                retention.remove(item)
-    except BlockingIOError:
-        raise UserError(f"something runs that works in {shown(store)}; prune when it has ended") from None
+    with nothing_else_running() if options.delete else contextlib.nullcontext():
+        found = retention.unneeded(store, exports, options.keep)
+        for item in found if options.delete else ():
+            retention.remove(item)
     rows = []
     for kind in dict.fromkeys(item.kind for item in found):
         sizes = [item.bytes for item in found if item.kind == kind]
         rows.append([kind, str(len(sizes)), megabytes(sum(sizes))])
-    for line in runs.aligned(rows):
+    for line in aligned(rows):
         console.say(line)
     size = megabytes(sum(item.bytes for item in found))
     what = f"{len(found)} outputs ({size}) that no version and none of the last {options.keep} runs needs"
-    again = f"python -m pipeline runs prune --keep {options.keep} --delete"
+    again = verb("runs", "prune", "--keep", str(options.keep), "--delete")
     if options.delete:
-        console.say(f"removed {what}; then the vectors of their photos: python -m pipeline cache prune")
+        console.say(f"removed {what}; then the vectors of their photos: {verb('cache', 'prune')}")
     else:
         console.say(f"{what}; remove them with: {again}" if found else what)
     return 0

@@ -6,7 +6,7 @@ import argparse
 import importlib.util
 import re
 
-from pipeline import console
+from pipeline import console, files, settings
 from pipeline.commands import Verbs
 from pipeline.errors import UserError
 
@@ -30,8 +30,6 @@ def add(verbs: Verbs) -> None:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from pipeline import files, settings
-
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise UserError(f"serve needs {' and '.join(missing)}, not installed yet; install with: .venv/bin/pip install -e '.[serve]'")
     folder, followed = settings.export_named(options.classifier), settings.followed(options.classifier)

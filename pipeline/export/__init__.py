@@ -8,7 +8,6 @@ Each is loaded again in a fresh process and run over the test photos; what does 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from pipeline.export import graph, saved_model
 from pipeline.export.agreement import Agreement, Run, TestSplit, Tolerance, measure
 from pipeline.export.graph import BYTES_INPUT, IMAGE_INPUT, Joined, join, load_graph, load_network
 from pipeline.fresh_process import FreshProcess
-from pipeline.network import Network
 from pipeline.tensorflow_v1 import session, tf
 
 __all__ = [
@@ -89,22 +87,21 @@ def _check(
     folder: Path, final_tensor_name: str, test: TestSplit, tolerance: Tolerance, fresh: FreshProcess, report: Report
 ) -> dict[str, dict[str, Agreement]]:
     """How graph and SavedModel agree with training, by file and input. Raises UserError where one does not."""
-    files_and_inputs = [(file, given) for file in (GRAPH, SAVED_MODEL) for given in (BYTES_INPUT, IMAGE_INPUT)]
-    loads: dict[str, tuple[Callable[..., Network], tuple[Hashable, ...]]] = {
-        GRAPH: (load_network, (folder / GRAPH, final_tensor_name)),
-        SAVED_MODEL: (saved_model.load_network, (folder / SAVED_MODEL,)),
-    }
-    runs = []
-    for file, given in files_and_inputs:
-        load, arguments = loads[file]
-        runs.append(Run(file, load, (*arguments, given), tolerance, PHOTOS_AS_PIXELS if given == IMAGE_INPUT else 0))
+    graph_of, model_of = (folder / GRAPH, final_tensor_name), (folder / SAVED_MODEL,)
+    runs = [
+        Run(GRAPH, load_network, (*graph_of, BYTES_INPUT), tolerance),
+        Run(GRAPH, load_network, (*graph_of, IMAGE_INPUT), tolerance, PHOTOS_AS_PIXELS),
+        Run(SAVED_MODEL, saved_model.load_network, (*model_of, BYTES_INPUT), tolerance),
+        Run(SAVED_MODEL, saved_model.load_network, (*model_of, IMAGE_INPUT), tolerance, PHOTOS_AS_PIXELS),
+    ]
     found: dict[str, dict[str, Agreement]] = {GRAPH: {}, SAVED_MODEL: {}}
-    for (file, given), agreement in zip(files_and_inputs, measure(runs, test, fresh, report)):
-        found[file][given] = agreement
+    for run, agreement in zip(runs, measure(runs, test, fresh, report)):
+        given = str(run.arguments[-1])
         if agreement.problem:
             raise UserError(
-                f"not exported: {file}, through {given}: {agreement.problem}; this is a fault of the program or the machine: report it"
+                f"not exported: {run.called}, through {given}: {agreement.problem}; report it: the program or the machine is at fault"
             )
+        found[run.called][given] = agreement
     return found
 
 

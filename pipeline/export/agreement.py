@@ -17,11 +17,12 @@ import numpy as np
 
 from pipeline import bottlenecks, dataset, evaluation
 from pipeline.console import Report, silent
-from pipeline.dataset import Photo, Photos, readable
+from pipeline.dataset import Photo, Photos
 from pipeline.errors import BadImage, UserError
 from pipeline.fresh_process import FreshProcess
 from pipeline.machine import map_in_threads, usable_cores
 from pipeline.network import Network
+from pipeline.words import readable
 
 PHOTOS_AT_ONCE = 64
 """Photos for each core in one call of the process that runs them; between two calls cores wait for the slowest photo."""

@@ -19,7 +19,6 @@ import numpy as np
 
 from pipeline import bottlenecks, dataset, files, network
 from pipeline.console import Report, silent
-from pipeline.dataset import readable
 from pipeline.errors import BadImage, UserError, first_line
 from pipeline.export import saved_model
 from pipeline.export.agreement import Run, TestSplit, Tolerance, measure
@@ -28,6 +27,7 @@ from pipeline.fresh_process import FreshProcess
 from pipeline.machine import usable_cores
 from pipeline.network import Network
 from pipeline.tensorflow_v1 import hushed, tf, tf2
+from pipeline.words import readable
 
 TOLERANCES = {
     "float32": Tolerance(probability=1e-3),

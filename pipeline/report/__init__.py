@@ -115,6 +115,7 @@ def of_photos(
     skipped: Sequence[Photo],
     logits: np.ndarray,
     where: Path,
+    learned: int,
 ) -> dict[str, Any]:
     """Evaluate a classifier on labelled photos, and write page and figures into ``folder``. Returns the figures in short.
 
@@ -123,6 +124,7 @@ def of_photos(
         photos, logits: the photos with what it says of them, float32 [photos, labels].
         skipped: photos that could not be read.
         where: the folder of the photos.
+        learned: how many of the photos the classifier has learned from.
     """
     labels, temperature = classifier["labels"], float(classifier.get("temperature", 1.0))
     number_of = {label: number for number, label in enumerate(labels)}
@@ -145,8 +147,9 @@ def of_photos(
         compared=(0, 0),
         skipped=skipped,
         drawn=str(classifier.get("drawn", "")),
+        learned=learned,
     )
-    figures = _short(findings)
+    figures = {**_short(findings), "learned": learned}
     folder.mkdir(parents=True, exist_ok=True)
     page.write_photos(folder, findings, name, classifier)
     _write_tables(folder, findings, figures)

@@ -61,6 +61,7 @@ class Findings:
         compared: photos for which a near-duplicate was looked for, and those for which one could have been.
         skipped: files that were left out, each with its problem.
         drawn: name of the data set, where its pictures are drawn.
+        learned: how many of the measured photos the classifier has learned from.
     """
 
     data: str
@@ -79,6 +80,7 @@ class Findings:
     compared: tuple[int, int]
     skipped: Sequence[Photo]
     drawn: str
+    learned: int = 0
 
     @cached_property
     def in_split(self) -> collections.Counter[str]:

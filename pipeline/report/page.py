@@ -16,11 +16,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from pipeline import changes, dataset, evaluation, files, pictures
-from pipeline.dataset import Photo, readable, shortened
+from pipeline.dataset import Photo
 from pipeline.evaluation import Evaluation
 from pipeline.report import charts
 from pipeline.report.findings import Findings
 from pipeline.runs import PAGE
+from pipeline.words import percent as breakable_percent
+from pipeline.words import readable, shortened
 
 if TYPE_CHECKING:
     from pipeline.report import Origin
@@ -41,11 +43,8 @@ NARROW_SPACE = "\N{NARROW NO-BREAK SPACE}"
 
 
 def percent(share: float) -> str:
-    """A share in percent with a decimal, which never rounds to 100 or 0 what is not."""
-    text = f"{100 * share:.1f}"
-    if (text == "100.0") != (share >= 1) or (text == "0.0") != (share <= 0):
-        text = f"{min(max(100 * share, 0.01), 99.99):.2f}"
-    return f"{text}{NARROW_SPACE}%"
+    """As ``words.percent``, never broken over two lines."""
+    return breakable_percent(share).replace(" ", NARROW_SPACE)
 
 
 def markdown(text: object) -> str:
@@ -173,6 +172,7 @@ def _of_findings(findings: Findings) -> dict[str, Any]:
     return {
         "data": findings.data,
         "drawn": findings.drawn,
+        "learned": findings.learned,
         "measured_on": findings.measured_on,
         "evaluation": found,
         "facts": _facts(findings),
@@ -260,7 +260,12 @@ def _suspects(findings: Findings) -> dict[str, Any]:
     if findings.by_cross_validation:
         how = f"The labels of {of} were checked by leaving each photo out and asking a simple model of all the others."
     else:
-        how = f"The labels of {of} were checked by the classifier itself, which was not trained on them."
+        trained = (
+            f"which has learned from {findings.learned:,} of them, and seldom doubts those"
+            if findings.learned
+            else "which was not trained on them"
+        )
+        how = f"The labels of {of} were checked by the classifier itself, {trained}."
     if findings.not_suggested:
         how += f" A class without photos among these is never suggested: {shortened(list(findings.not_suggested))}."
     rows = [
