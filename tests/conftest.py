@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 # The pipeline is compiled once, as for a user, and not by each of the programs that the tests start.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# A proxy, which pip may need, would be asked for the servers that the tests start on this machine.
+for variable in ("http_proxy", "https_proxy", "all_proxy"):
+    os.environ.pop(variable, None)
+    os.environ.pop(variable.upper(), None)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
