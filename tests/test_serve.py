@@ -541,7 +541,7 @@ def test_it_finishes_what_it_has_begun_when_it_is_stopped(published: Project, ph
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         head = f"POST /v1/models/colours:predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
         connection.sendall(head.encode() + body[:100])
-        time.sleep(0.3)
+        ask(server.port, "/v1/models/colours")  # what came before it has been read when this is answered
         os.kill(server.process.pid, number)
         with pytest.raises(ConnectionRefusedError):
             for _ in range(600):
