@@ -6,7 +6,6 @@ import csv
 import itertools
 import json
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -294,12 +293,19 @@ def test_hostile_names_are_shown_as_they_are(browser: Browser, hostile: Path) ->
     assert texts(driver, ".notice")[0].startswith("Made from drawn pictures.")
 
 
+def cpu_seconds(driver: webdriver.Chrome) -> float:
+    """What the process that shows the page has taken of the CPU."""
+    metrics = driver.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+    return float(next(metric["value"] for metric in metrics if metric["name"] == "ProcessTime"))
+
+
 def test_a_hundred_classes_and_ten_thousand_photos_open_at_once(browser: Browser, tmp_path: Path) -> None:
     folder = make_report(tmp_path, [f"class {number:03d}" for number in range(100)], (3, 10, 100))
     assert (folder / "report.html").stat().st_size < 5_000_000
-    started = time.monotonic()
+    browser.driver.execute_cdp_cmd("Performance.enable", {})
+    before = cpu_seconds(browser.open(folder / "model_card.md"))
     driver = browser.open(folder / "report.html")
-    assert time.monotonic() - started < 5
+    assert cpu_seconds(driver) - before < 2  # of which it takes a tenth, however long the machine does other things meanwhile
     assert browser.complaints() == []
     assert driver.execute_script("return document.getElementsByTagName('*').length") < 20_000
     assert driver.find_elements(By.CSS_SELECTOR, ".confusion") == []
