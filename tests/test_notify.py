@@ -81,7 +81,9 @@ def mail_server() -> Iterator[tuple[Mailbox, int]]:
     def login(server: object, session: object, envelope: object, mechanism: str, data: Any) -> AuthResult:
         return AuthResult(success=(data.login, data.password) == (b"robot", PASSWORD.encode()), handled=False)
 
-    controller = AnyPort(mailbox, hostname="127.0.0.1", port=0, authenticator=login, auth_required=True, auth_require_tls=False)
+    # It is waited for until it is up; its own five seconds are few on a busy machine.
+    patient = {"ready_timeout": 60, "auth_required": True, "auth_require_tls": False}
+    controller = AnyPort(mailbox, hostname="127.0.0.1", port=0, authenticator=login, **patient)
     controller.start()
     yield mailbox, controller.port
     controller.stop()
