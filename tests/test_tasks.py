@@ -248,11 +248,13 @@ def kill_when(project: Project, arguments: tuple[str, ...], condition: Callable[
 
 
 def is_held(lock: Path) -> bool:
-    with open(lock) as file:
-        try:
+    try:
+        with open(lock) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:  # its holder has just removed it
+        return False
     return False
 
 
