@@ -23,7 +23,7 @@ from selenium.webdriver.common.by import By
 from test_report import Browser
 
 WEBHOOK = "http://127.0.0.1:1/T0pS3cret"
-WAIT = 300
+WAIT = 600
 COUNT = 450
 """Photos of a data set: so many that a worker is seen at work on them several times, every two seconds."""
 
@@ -74,14 +74,14 @@ class Scheduler:
 
     def tasks(self, status: str) -> dict[str, Any]:
         data = quote(json.dumps({"status": status, "upstream_status": ""}))
-        with urlopen(f"http://127.0.0.1:{self.port}/api/task_list?data={data}", timeout=10) as answer:
+        with urlopen(f"http://127.0.0.1:{self.port}/api/task_list?data={data}", timeout=60) as answer:
             return json.load(answer)["response"]
 
     def everything(self) -> str:
         """All that its page can show."""
         parts = []
         for name in ("worker_list", "resource_list"):
-            with urlopen(f"http://127.0.0.1:{self.port}/api/{name}?data=%7B%7D", timeout=10) as answer:
+            with urlopen(f"http://127.0.0.1:{self.port}/api/{name}?data=%7B%7D", timeout=60) as answer:
                 parts.append(answer.read().decode())
         return "\n".join([*parts, *(json.dumps(self.tasks(status)) for status in ("DONE", "FAILED", "PENDING", "RUNNING", "DISABLED"))])
 

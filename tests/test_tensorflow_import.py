@@ -93,23 +93,30 @@ def test_a_run_that_stops_for_its_photos_does_not(copy_of_finished: Project, tmp
 
 def test_forks_of_a_process_that_has_only_loaded_it_compute() -> None:
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # NumPy's own threads are not meant
-    done = subprocess.run([sys.executable, "-c", FORKS], env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", FORKS], env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout == f"1 {[[number * 27e6, number * 27e6, number * 54e6] for number in (1, 2, 3)]}\n", done.stderr
 
 
 def test_a_process_that_has_run_it_by_itself_is_not_forked() -> None:
     lines = ["import tensorflow", "tensorflow.zeros(3)", "from pipeline import tensorflow_import as loaded"]
     lines += ["loaded.load_for_forks()", "print(loaded.may_be_forked())"]
-    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=300, check=True)
     assert done.stdout == "False\n"
 
 
 def test_ctrl_c_while_it_is_loaded_is_one_line(copy_of_finished: Project, tmp_path: Path) -> None:
-    path = first_on_the_path(tmp_path, "tensorflow", "import os, signal, time\nos.killpg(0, signal.SIGINT)\ntime.sleep(60)")
+    path = first_on_the_path(tmp_path, "tensorflow", "import os, signal, time\nos.killpg(0, signal.SIGINT)\ntime.sleep(600)")
     command = copy_of_finished.command("--data", "colours", "--how-many-training-steps", "50")
     environment = copy_of_finished.environment(PYTHONPATH=path)
     done = subprocess.run(
-        command, cwd=copy_of_finished.root, env=environment, capture_output=True, text=True, timeout=50, start_new_session=True, check=False
+        command,
+        cwd=copy_of_finished.root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        start_new_session=True,
+        check=False,
     )
     assert done.returncode == 130
     assert done.stderr.splitlines()[-1] == "error: stopped; run again: it goes on where it was"
