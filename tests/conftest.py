@@ -69,7 +69,7 @@ class Project:
     def run(self, command: list[str], *, given: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
         """Run a command in the project's folder, with the text ``given`` on its standard input."""
         return subprocess.run(
-            command, cwd=self.root, env=self.environment(**variables), input=given, capture_output=True, text=True, timeout=300, check=False
+            command, cwd=self.root, env=self.environment(**variables), input=given, capture_output=True, text=True, timeout=900, check=False
         )
 
     def export(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
