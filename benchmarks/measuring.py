@@ -70,11 +70,16 @@ def take_turns(passes: dict[str, Callable[[], Cost]], rounds: int, seed: int, un
     for number in range(1, rounds + 1):
         for name in order.sample(list(passes), len(passes)):
             costs[name].append(passes[name]())
-        shown = [f"{name} {taken[-1].wall:.3g} ms/{unit} ({taken[-1].cpu:.3g} CPU-ms)" for name, taken in costs.items()]
+        shown = [f"{name} {_short(taken[-1].wall)} ms/{unit} ({_short(taken[-1].cpu)} CPU-ms)" for name, taken in costs.items()]
         say(f"round {number} of {rounds}: {', '.join(shown)}")
     for line in _table(costs, unit):
         say(line)
     return costs
+
+
+def _short(number: float) -> str:
+    """Three digits, or the whole number where it has more."""
+    return f"{number:.3g}" if number < 999.5 else f"{number:.0f}"
 
 
 def _table(costs: dict[str, list[Cost]], unit: str) -> list[str]:

@@ -78,6 +78,12 @@ def test_ratios_are_of_passes_of_one_round(capsys: pytest.CaptureFixture[str]) -
     assert re.fullmatch(r" *other +10.000 +5.000 +10.000 +5.000 +2.00 \(2.00 to 2.00\) +2.00 \(2.00 to 2.00\)", last)
 
 
+def test_a_round_is_shown_with_three_digits_or_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    take_turns({CLASSIC: lambda: Cost(2249.6, 12.34), "other": lambda: Cost(999.6, 0.01234)}, rounds=1, seed=0, unit="step")
+    shown = capsys.readouterr().out.splitlines()[0]
+    assert shown == "round 1 of 1: classic 2250 ms/step (12.3 CPU-ms), other 1000 ms/step (0.0123 CPU-ms)"
+
+
 def test_contention_is_told_by_waiting_or_by_the_peak() -> None:
     assert contention([Cost(5, 10)], 2, (100, 105)).startswith("not contended")
     assert contention([Cost(7, 10)], 2, (100, 105)).startswith("contended")

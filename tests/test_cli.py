@@ -26,11 +26,16 @@ from pipeline.classifier import Prediction, Score
 from pipeline.commands.predict import FORMATS
 
 
+def but_progress(stderr: str) -> str:
+    """What a program says, without the lines on how far it is: on a machine with much else to do, five seconds are over soon."""
+    return re.sub(r"(?m)^\w+: \d+ of \d+ photos.*\n", "", stderr)
+
+
 def test_predict_prints_labels_and_probabilities(finished: Project, tmp_path: Path) -> None:
     make_photos(tmp_path, 2)
     done = finished.pipeline("predict", "colours", str(tmp_path / "red"), str(tmp_path / "blue/000.png"), "--top-k", "2")
     assert done.returncode == 0
-    assert done.stderr == ""
+    assert but_progress(done.stderr) == ""
     lines = done.stdout.splitlines()
     assert len(lines) == 3
     assert lines[0].startswith(f"{tmp_path}/red/000.png: red ")
@@ -86,7 +91,7 @@ def test_a_photo_that_cannot_be_read_shows_in_the_exit_code(finished: Project, t
     done = finished.pipeline("predict", "colours", str(tmp_path / "page.jpg"), str(tmp_path / "red/000.png"))
     assert done.returncode == 30
     assert done.stdout.startswith(f"{tmp_path}/red/000.png: red ")
-    assert done.stderr.splitlines() == [
+    assert but_progress(done.stderr).splitlines() == [
         f"error: {tmp_path}/page.jpg: not an image that is read here (an HTML page)",
         "error: 1 of 2 photos could not be read",
     ]
@@ -96,7 +101,7 @@ def test_a_table_has_a_row_for_each_photo_also_for_a_bad_one(finished: Project, 
     make_photos(tmp_path, 1, ("red", "blue"))
     (tmp_path / "a,\nb.jpg").write_text("<html>")
     done = finished.pipeline("predict", "colours", "--format", "csv", "--top-k", "2", f"{tmp_path}/a*.jpg", str(tmp_path / "red"), "-")
-    assert (done.returncode, done.stderr) == (30, "error: 1 of 2 photos could not be read\n")
+    assert (done.returncode, but_progress(done.stderr)) == (30, "error: 1 of 2 photos could not be read\n")
     bad, red = csv.DictReader(io.StringIO(done.stdout))
     assert bad == {
         **dict.fromkeys(["label_1", "probability_1", "label_2", "probability_2"], ""),
@@ -188,7 +193,7 @@ def test_a_reader_that_goes_away_is_no_error(finished: Project, tmp_path: Path) 
     command = f"{sys.executable} -m pipeline predict colours {tmp_path} | head -1"
     done = finished.run(["sh", "-c", command])
     assert done.stdout.count("\n") == 1
-    assert done.stderr == ""
+    assert but_progress(done.stderr) == ""
 
 
 @pytest.mark.parametrize(
@@ -213,7 +218,7 @@ def test_a_damaged_model_is_made_again(copy_of_finished: Project, model_dir: Pat
     graph.write_bytes(whole[:1000] + bytes(1000) + whole[2000:])  # no size shows it
     done = copy_of_finished.pipeline("classify", "data/colours/red/000.png")
     assert done.returncode == 0, done.stderr
-    assert done.stderr == f"warning: {graph.parent} is damaged (graph.pb was altered); it is made again\n"
+    assert but_progress(done.stderr) == f"warning: {graph.parent} is damaged (graph.pb was altered); it is made again\n"
     assert graph.read_bytes() == whole
 
 
