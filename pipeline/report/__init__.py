@@ -115,7 +115,7 @@ def of_photos(
     skipped: Sequence[Photo],
     logits: np.ndarray,
     where: Path,
-    learned: int,
+    learned: int = 0,
 ) -> dict[str, Any]:
     """Evaluate a classifier on labelled photos, and write page and figures into ``folder``. Returns the figures in short.
 
