@@ -190,8 +190,8 @@ def tell(records: Sequence[Record]) -> None:
     """Send a summary by e-mail and to the webhook, where they are configured and it is worth it. What does not arrive is a warning."""
     config, by_email = settings.Notify(), True
     try:
-        settings.check_secrets()  # before one of them is used
         config = settings.notify()
+        settings.check_secrets()  # before one of them is used
     except UserError:  # the nights have failed for it, which the webhook can be told of all the same
         by_email = False
     if not records or not notify.is_wanted(config.when, records):

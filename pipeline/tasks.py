@@ -792,8 +792,9 @@ class Report(Artifact):
     def settings(self) -> list[tuple[str, str, bool]]:
         """Name, value, and whether it is the default, of all that a person can set."""
         handed_down = {*history.HANDED_DOWN, "live", "checked", "before_it"}
+        found = {"images": str((settings.paths(self.data).image_dir / self.data).resolve())}  # where nobody named another folder
         return [
-            (name, parameter.serialize(value := getattr(self, name)), value == parameter._default)
+            (name, parameter.serialize(value := getattr(self, name)), value in (parameter._default, found.get(name, parameter._default)))
             for name, parameter in self.get_params()
             if name not in handed_down and getattr(self, name) is not None
         ]
@@ -801,10 +802,7 @@ class Report(Artifact):
     @property
     def command(self) -> str:
         """What makes the classifier again, in a project whose own settings are as they were."""
-        default_images = str((settings.paths(self.data).image_dir / self.data).resolve())
         given = {name: value for name, value, is_default in self.settings if not is_default or name == "data"}
-        if given.get("images") == default_images:
-            del given["images"]
         options = [part for name, value in sorted(given.items()) for part in (f"--{name.replace('_', '-')}", value)]
         return f"{luigi_program.EXPORT} {shlex.join(options)}"
 

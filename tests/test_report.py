@@ -165,6 +165,12 @@ def test_the_command_makes_the_run_again(copy_of_finished: Project) -> None:
     assert "nothing to do" in copy_of_finished.export(*command.split()[4:]).stdout
 
 
+def test_only_what_a_person_has_set_is_marked_as_changed(finished: Project) -> None:
+    html = (finished.live("colours") / "report.html").read_text(encoding="utf-8")
+    changed = re.findall(r'<tr><th scope="row">(\w+)</th><td>[^\n]*</td><td>changed</td></tr>', html)
+    assert sorted(changed) == ["data", "how_many_training_steps"]
+
+
 def test_a_later_run_is_compared_with_the_live_model(copy_of_finished: Project) -> None:
     before = copy_of_finished.live("colours")
     assert "No model of this data set was live" in (before / "report.html").read_text(encoding="utf-8")
