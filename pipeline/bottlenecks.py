@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline import checkpoint, dataset, files, images
+from pipeline import checkpoint, dataset, images
 from pipeline.console import Report, silent
 from pipeline.dataset import Photo, Photos
 from pipeline.errors import BadImage, PhotoChanged, UserError
@@ -50,12 +50,14 @@ class Filled:
     """What filling the cache came to.
 
     Attributes:
+        different: how many of the rows have a content and a view of their own; the others share a vector with one of them.
         computed, cached: how many vectors were computed, and how many were there or came from another run meanwhile.
         damaged: paths of photos whose vector's file was damaged and made again.
         problems: why a photo has no vector, by its path.
         changed: paths of those among them whose files were not as they were when the run began.
     """
 
+    different: int
     computed: int
     cached: int
     damaged: list[str]
@@ -105,7 +107,7 @@ def compute(
     failed = {row.path: reasons[row.sha256] for row in rows if row.sha256 in reasons} if reasons else {}
     problems = {path: str(reason) for path, reason in failed.items()}
     gone = [path for path, reason in failed.items() if isinstance(reason, PhotoChanged)]
-    return Filled(computed, there + overtaken, damaged, problems, gone)
+    return Filled(len(unique), computed, there + overtaken, damaged, problems, gone)
 
 
 def _missing(rows: Photos, unique: np.ndarray, cache: VectorCache, checked: Report) -> np.ndarray:
@@ -182,12 +184,7 @@ def _compute_batch(
 
 def read_encoded(row: Photo, folder: Path) -> bytes:
     """The bytes of a row's photo, as TensorFlow reads them rightly. Raises PhotoChanged where they are gone, or others by now."""
-    try:
-        data = images.read_file(folder / row.path)
-    except BadImage as error:
-        raise PhotoChanged(str(error)) from error
-    if files.sha256_bytes(data) != row.sha256:
-        raise PhotoChanged("it changed while the run was going on; the next run takes it as it is then")
+    data = dataset.read_as_indexed(row, folder)
     # The scan has looked at the header of these very bytes.
     return images.readable_bytes(data) if row.reencode else data
 

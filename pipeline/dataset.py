@@ -21,7 +21,7 @@ from typing import NamedTuple, SupportsIndex, overload
 import numpy as np
 
 from pipeline import files, images
-from pipeline.errors import UserError
+from pipeline.errors import BadImage, PhotoChanged, UserError
 
 TRAINING, VALIDATION, TESTING = SPLITS = ("training", "validation", "testing")
 
@@ -270,6 +270,17 @@ def read_skipped(path: Path) -> list[Photo]:
     """Read what ``write_skipped`` wrote."""
     with open(path, **files.AS_ON_DISK) as file:
         return [Photo(row["path"], row["label"], problem=row["reason"]) for row in csv.DictReader(file)]
+
+
+def read_as_indexed(photo: Photo, folder: Path) -> bytes:
+    """The bytes of a photo's file. Raises PhotoChanged where they are gone, or others by now."""
+    try:
+        data = images.read_file(folder / photo.path)
+    except BadImage as error:
+        raise PhotoChanged(str(error)) from error
+    if files.sha256_bytes(data) != photo.sha256:
+        raise PhotoChanged("it changed while the run was going on; the next run takes it as it is then")
+    return data
 
 
 def in_order(photo: Photo) -> tuple[str, str]:

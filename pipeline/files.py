@@ -157,6 +157,7 @@ def _replacing(path: str | Path) -> Iterator[str]:
 
 
 MOST_OF_A_NOTE = 1 << 24
+"""Bytes: more than any small file has that is read whole."""
 
 
 def read_regular(path: str | Path, most: int = MOST_OF_A_NOTE) -> bytes:

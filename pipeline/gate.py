@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import changes, dataset, evaluation, files, images
+from pipeline import changes, dataset, evaluation, files
 from pipeline.console import Report
 from pipeline.dataset import Photo
-from pipeline.errors import BadImage, UserError
+from pipeline.errors import PhotoChanged, UserError
 from pipeline.packed import Packed
 from pipeline.words import percent, readable, shortened
 
@@ -325,14 +325,11 @@ def _from_photos(classifier: Classifier, photos: Sequence[Photo], folder: Path, 
     progress(0, len(photos))
     for photo, prediction in zip(photos, classifier.predict(folder / photo.path for photo in photos)):
         if prediction.problem or files.sha256_file(prediction.path) != photo.sha256:
-            raise _not_as_it_was(prediction.path, prediction.problem, "the live model cannot be asked about it")
+            problem = prediction.problem or "it changed while the run was going on"
+            raise UserError(f"{readable(str(prediction.path))}: {problem}, so the live model cannot be asked about it; run again")
         answers.append(prediction.scores[0].label)
         progress(len(answers), len(photos))
     return answers
-
-
-def _not_as_it_was(path: Path, problem: str, what: str) -> UserError:
-    return UserError(f"{readable(str(path))}: {problem or 'it changed while the run was going on'}, so {what}; run again")
 
 
 def milliseconds_a_photo(classifier: Classifier, photos: Sequence[Photo], folder: Path) -> float:
@@ -349,10 +346,10 @@ def milliseconds_a_photo(classifier: Classifier, photos: Sequence[Photo], folder
     fastest = []
     for photo in photos:
         try:
-            encoded, problem = images.read_file(folder / photo.path), ""
-        except BadImage as error:
-            encoded, problem = b"", str(error)
-        if files.sha256_bytes(encoded) != photo.sha256:
-            raise _not_as_it_was(folder / photo.path, problem, "the candidate cannot be timed with it")
+            encoded = dataset.read_as_indexed(photo, folder)
+        except PhotoChanged as error:
+            raise UserError(
+                f"{readable(str(folder / photo.path))}: {error}, so the candidate cannot be timed with it; run again"
+            ) from error
         fastest.append(min(once(encoded) for _ in range(TIMES)))
     return statistics.median(fastest)

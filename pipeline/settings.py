@@ -183,7 +183,8 @@ def address_of(report: str, address: str) -> str:
 
 def _configuration_files() -> list[Path]:
     """What Luigi reads for this project: luigi.cfg, and the one file that LUIGI_CONFIG_PATH names."""
-    return [Path("luigi.cfg"), *map(Path, filter(None, [os.environ.get("LUIGI_CONFIG_PATH")]))]
+    named = os.environ.get("LUIGI_CONFIG_PATH")
+    return [Path("luigi.cfg"), *([Path(named)] if named else [])]
 
 
 def paths(data: str | None = None) -> Paths:

@@ -412,13 +412,12 @@ class ComputeBottlenecks(_AfterCheck):
             return network.load(self.requires()[1].folder, precision=self.precision, average=self.average_views)
 
         if not rows:
-            return bottlenecks.Filled(0, 0, [], {}, [])
+            return bottlenecks.Filled(0, 0, 0, [], {}, [])
         unit = "views" if rows[0].view else "photos"
         with self.progress("cached vectors") as checked, self.progress(unit) as report:
             filled = bottlenecks.compute(rows, Path(self.images), load, cache, drawn=extraction.drawn, checked=checked, report=report)
         rate = f", {filled.computed / (time.time() - started):.0f} a second" if filled.computed else ""
-        different = len(rows.unique())
-        of_them = f" ({different} different)" if different != len(rows) else ""
+        of_them = f" ({filled.different} different)" if filled.different != len(rows) else ""
         console.note(f"bottlenecks of {len(rows)} {unit}{of_them}: {filled.cached} from the cache, {filled.computed} computed{rate}")
         if filled.damaged:
             named = shortened([readable(path) for path in filled.damaged])

@@ -133,11 +133,12 @@ def test_of_files_with_one_content_any_will_do(folder: Path, photos: Photos, cac
     rows = Photos([*photos, *twins])
     seen: list[tuple[int, int]] = []
     filled = bottlenecks.compute(rows, folder, lambda: STAND_IN, cache, report=lambda *one: seen.append(one))
-    assert (filled.computed, filled.problems, filled.changed) == (60, {}, [])
+    assert (filled.different, filled.computed, filled.problems, filled.changed) == (60, 60, {}, [])
     assert seen == sorted(seen) and seen[-1] == (60, 60)
     (folder / twins[1].path).unlink()
     cache.path(original.sha256).unlink()
     filled = bottlenecks.compute(rows, folder, lambda: STAND_IN, cache)
+    assert filled.different == 60
     assert filled.problems == dict.fromkeys([original.path, *(twin.path for twin in twins)], "cannot be read: No such file or directory")
 
 
