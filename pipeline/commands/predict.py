@@ -19,7 +19,7 @@ from pipeline.commands import Verbs
 from pipeline.commands.models import backbone, describes_model
 from pipeline.console import shown
 from pipeline.errors import FAILED, UserError
-from pipeline.words import percent, readable
+from pipeline.words import readable
 
 if TYPE_CHECKING:
     from pipeline.classifier import Classifier, Prediction, Score
@@ -186,7 +186,7 @@ def _text(prediction: Prediction, scores: Sequence[Score], top_k: int) -> None:
     if prediction.problem:
         console.complain(f"{path}: {prediction.problem}")
     else:
-        named = "; ".join(f"{score.label} {percent(score.probability)}" for score in scores)
+        named = "; ".join(f"{score.label} {100 * score.probability:.1f} %" for score in scores)
         console.say(f"{path}: {named or 'no label is so probable'}")
 
 
